@@ -13,7 +13,7 @@ import typer
 
 from nightjar.cluster.commands.options import Output, OutputOption
 from nightjar.cluster.local.session import LocalSession, module_command
-from nightjar.deployments.configuration.check.findings import FoundLine
+from nightjar.deployments.configuration.check.findings import Finding
 from nightjar.deployments.configuration.check.report import check_text
 from nightjar.deployments.engine.environment import no_gpu_here
 
@@ -41,20 +41,20 @@ def run(
         typer.echo(f"error: {file}: cannot be read ({error})", err=True)
         raise typer.Exit(1) from error
     if report.num_errors:
-        errors = [line for line in report.lines if line.finding.severity == "error"]
+        errors = [finding for finding in report.findings if finding.severity == "error"]
         _say(file, errors)
         typer.echo(f"error: {file} has {_counted(len(errors))}; nothing was started", err=True)
         raise typer.Exit(1)
-    _say(file, [line for line in report.lines if line.finding.severity == "warning"])
+    _say(file, [finding for finding in report.findings if finding.severity == "warning"])
     arguments = [str(file), "" if port is None else str(port), output.value]
     raise typer.Exit(LocalSession(module_command("nightjar.cluster.local.cluster", *arguments)).run())
 
 
-def _say(file: Path, lines: list[FoundLine]) -> None:
-    for line in lines[:MOST_LINES]:
-        typer.echo(line.text(str(file)), err=True)
-    if len(lines) > MOST_LINES:
-        typer.echo(f"and {len(lines) - MOST_LINES} more: nightjar check {file}", err=True)
+def _say(file: Path, findings: list[Finding]) -> None:
+    for finding in findings[:MOST_LINES]:
+        typer.echo(finding.text(str(file)), err=True)
+    if len(findings) > MOST_LINES:
+        typer.echo(f"and {len(findings) - MOST_LINES} more: nightjar check {file}", err=True)
 
 
 def _counted(number: int) -> str:

@@ -28,10 +28,6 @@ LONGEST_DEFAULT: Final = 60
 _ANNOTATIONS: Final = ("title", "description", "default")
 
 
-class UndocumentedValueError(ValueError):
-    """A value without a comment. The message names it."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write or check the generated parts; the exit code."""
     parser = argparse.ArgumentParser(description="Writes the chart's table of values and its schema of policy.settings.")
@@ -47,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def generated(chart: Path) -> dict[Path, str]:
-    """What the files with generated parts should hold. Raises UndocumentedValueError."""
+    """What the files with generated parts should hold. Raises ValueError."""
     readme, schema = chart / "README.md", chart / "values.schema.json"
     table = values_table((chart / "values.yaml").read_text(encoding="utf-8"))
     pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
@@ -58,7 +54,7 @@ def generated(chart: Path) -> dict[Path, str]:
 
 
 def values_table(values: str) -> str:
-    """The Markdown table of a values.yaml. Raises UndocumentedValueError."""
+    """The Markdown table of a values.yaml. Raises ValueError."""
     root = yaml.compose(values, Loader=yaml.SafeLoader)
     assert isinstance(root, yaml.MappingNode)
     rows = "\n".join(_rows(root, values.splitlines(), ""))
@@ -83,7 +79,7 @@ def _rows(node: yaml.MappingNode, lines: Sequence[str], prefix: str) -> Iterator
         elif isinstance(value, yaml.MappingNode) and value.value:
             yield from _rows(value, lines, f"{name}.")
         else:
-            raise UndocumentedValueError(f"{name}: no comment above it in values.yaml")
+            raise ValueError(f"{name}: no comment above it in values.yaml")
 
 
 def _comment_above(line: int, lines: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 Mappings keep their order and arrays their layout in memory, because sums depend on both to the last bit, and a replay must come to
 the same decisions (INV-7). pydantic reads values back by their annotations, so that a new field needs no code here. Fails closed: a
-value of an unknown type raises TypeError, what does not fit the annotations raises PlainError.
+value of an unknown type raises TypeError, what does not fit the annotations raises ValueError.
 """
 
 from __future__ import annotations
@@ -25,10 +25,6 @@ _AS_ANNOTATED: Final = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 """Of dataclasses and named tuples; records have a configuration of their own."""
 
 
-class PlainError(ValueError):
-    """Bytes that are not the value they should be, as another version of the policy writes them."""
-
-
 def packed(value: object) -> bytes:
     """msgpack of a value, or of lists and mappings of values. Raises TypeError for a type that has no plain form."""
     whole: bytes = msgpack.packb(value, default=_plain)
@@ -36,19 +32,19 @@ def packed(value: object) -> bytes:
 
 
 def unpacked(whole: bytes) -> Any:
-    """What `packed` packed, as plain types and arrays, lists as tuples. Raises PlainError."""
+    """What `packed` packed, as plain types and arrays, lists as tuples. Raises ValueError."""
     try:
         return msgpack.unpackb(whole, use_list=False, strict_map_key=False, ext_hook=_array)
     except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
-        raise PlainError(f"{len(whole)} bytes that are not msgpack ({error})") from error
+        raise ValueError(f"{len(whole)} bytes that are not msgpack ({error})") from error
 
 
 def restored(hint: Any, value: Any) -> Any:
-    """The value of type `hint` of which `unpacked` gave `value`. Raises PlainError naming what does not fit."""
+    """The value of type `hint` of which `unpacked` gave `value`. Raises ValueError naming what does not fit."""
     try:
         return _adapter(hint).validate_python((value,))[0]
     except ValidationError as error:
-        raise PlainError(f"{getattr(hint, '__name__', hint)}: {describe_validation_error(error)}") from error
+        raise ValueError(f"{getattr(hint, '__name__', hint)}: {describe_validation_error(error)}") from error
 
 
 @cache

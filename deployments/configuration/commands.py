@@ -10,9 +10,10 @@ import typer
 
 from nightjar.deployments.configuration.check.hosted import HostedModel
 from nightjar.deployments.configuration.check.memory_estimate import GIB, MemoryEstimate, ModelSize
-from nightjar.deployments.configuration.check.report import ModelReport, Report, check_text
+from nightjar.deployments.configuration.check.report import Report, check_text
+from nightjar.deployments.configuration.check.rules import CheckedModel
+from nightjar.deployments.configuration.check.source import SourceError
 from nightjar.deployments.configuration.migrate.adoption import KEEP_HOST_OPTION
-from nightjar.deployments.configuration.migrate.application import MigrationError
 from nightjar.deployments.configuration.migrate.change import Change, plan_change, read_text
 from nightjar.deployments.drafter_kinds import kind_of
 from nightjar.deployments.engine.environment import no_gpu_here
@@ -82,8 +83,8 @@ def migrate(
         change = plan_change(source, remove=remove, keep_host=keep_host, output=output)
         if write:
             change.write()
-    except (MigrationError, OSError, UnicodeDecodeError) as error:
-        line = f":{error.line}" if isinstance(error, MigrationError) else ""
+    except (SourceError, OSError, UnicodeDecodeError) as error:
+        line = f":{error.line}" if isinstance(error, SourceError) else ""
         name = source.partition("\n")[0] or "''"
         typer.echo(f"{name}{line}: error: {error}", err=True)
         raise typer.Exit(1) from error
@@ -105,9 +106,9 @@ def _notes(change: Change, *, remove: bool, keep_host: bool, written: bool) -> I
 
 
 def _print(file: str, report: Report, *, quiet: bool) -> None:
-    for line in report.lines:
-        if not quiet or line.finding.severity != "advice":
-            typer.echo(line.text(file))
+    for finding in report.findings:
+        if not quiet or finding.severity != "advice":
+            typer.echo(finding.text(file))
     if quiet:
         return
     for model in report.models:
@@ -115,7 +116,7 @@ def _print(file: str, report: Report, *, quiet: bool) -> None:
     for hosted in report.hosted:
         typer.echo("\n".join(["", *describe_hosted(hosted)]))
     counts = {
-        severity: sum(line.finding.severity == severity for line in report.lines) for severity in ("error", "warning", "advice")
+        severity: sum(finding.severity == severity for finding in report.findings) for severity in ("error", "warning", "advice")
     }
     for door in report.doors:
         typer.echo(f"\nwho may call {door} (docs/security.md)")
@@ -125,9 +126,9 @@ def _print(file: str, report: Report, *, quiet: bool) -> None:
         typer.echo(f"  not read: {unread}")
 
 
-def describe(report: ModelReport) -> list[str]:
+def describe(model: CheckedModel) -> list[str]:
     """Lines for people."""
-    config, outlook = report.model.config, report.model.outlook
+    config, outlook = model.config, model.outlook
     facts, arguments = outlook.facts, outlook.arguments
     steered = level_at_start(arguments)
     steering = steered.in_words()
@@ -138,15 +139,15 @@ def describe(report: ModelReport) -> list[str]:
         ("model", f"{config.model_source} as {config.model_loading_config.model_id}"),
         ("drafter", f"{facts.drafter_kind}{f' {config.draft_source}' if config.draft_source else ''}"),
         ("steering", steering),
-        ("replicas", report.model.deployed.replicas),
-        *_layers(report, steered),
+        ("replicas", model.deployed.replicas),
+        *_layers(model, steered),
         ("runner", outlook.runner),
         ("graphs", outlook.graphs),
-        *_memory(report.model.memory, _room_is_of(report)),
+        *_memory(model.memory, _room_is_of(model)),
     ]
     if arguments.notice:
         rows.append(("notice", arguments.notice))
-    return [f"application {report.name}", *(f"  {name:<9} {text}" for name, text in rows)]
+    return [f"application {model.name}", *(f"  {name:<9} {text}" for name, text in rows)]
 
 
 def describe_hosted(model: HostedModel) -> list[str]:
@@ -155,10 +156,10 @@ def describe_hosted(model: HostedModel) -> list[str]:
     return [f"application {model.application}, served by ray.serve.llm", *(f"  {name:<9} {text}" for name, text in rows)]
 
 
-def _layers(report: ModelReport, steered: Steered) -> list[tuple[str, str]]:
+def _layers(model: CheckedModel, steered: Steered) -> list[tuple[str, str]]:
     """The layers of this drafter, those that are on with what they touch, the others with the reason."""
-    config, arguments = report.model.config, report.model.outlook.arguments
-    kind = kind_of(report.model.outlook.facts.drafter_kind)
+    config, arguments = model.config, model.outlook.arguments
+    kind = kind_of(model.outlook.facts.drafter_kind)
     lines = [f"{layer.value}: {TOUCHED[layer]}" for layer in steered.layers]
     if not lines:
         return [("layers", "none: nothing of vLLM is touched" if arguments.serving_plainly else "none: its steps are observed")]
@@ -169,9 +170,9 @@ def _layers(report: ModelReport, steered: Steered) -> list[tuple[str, str]]:
     return [("layers" if number == 0 else "", line) for number, line in enumerate(lines)]
 
 
-def _room_is_of(report: ModelReport) -> str:
+def _room_is_of(model: CheckedModel) -> str:
     """Where the room for KV comes from, if from a variable."""
-    from_variable = report.model.outlook.facts.on_cpu and report.model.kwargs.kv_cache_memory_bytes is None
+    from_variable = model.outlook.facts.on_cpu and model.kwargs.kv_cache_memory_bytes is None
     return " of VLLM_CPU_KVCACHE_SPACE" if from_variable else ""
 
 

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from nightjar.deployments.engine.engine_folder import make_engine_folder
 from nightjar.deployments.engine.start.arguments import EngineArguments
-from nightjar.deployments.engine.start.openai_server import EngineArgumentError, OpenAIServer, split_kwargs
+from nightjar.deployments.engine.start.openai_server import OpenAIServer, split_kwargs
 from nightjar.deployments.engine.start.running_engine import LoadObserver, observe_load
 from nightjar.deployments.engine_watch import FrontEnd
 from nightjar.policy.wire.report import GroupKey
@@ -31,7 +31,7 @@ def test_kwargs_are_vllms_own_engines_and_servers_alike() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch and vLLM, on import
 def test_misspelt_kwarg_is_named_with_the_nearest_real_one() -> None:
     pytest.importorskip("vllm")
-    with pytest.raises(EngineArgumentError, match=r"vLLM has no argument max_num_seq; did you mean max_num_seqs\?"):
+    with pytest.raises(ValueError, match=r"vLLM has no argument max_num_seq; did you mean max_num_seqs\?"):
         split_kwargs({"max_num_seq": 4})
 
 

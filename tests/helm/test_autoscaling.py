@@ -77,8 +77,8 @@ def test_without_the_accelerators_name_it_would_add_none(example: Path) -> None:
     pods, infeasible = launched(rendered.cluster, demands(rendered.serve_config))
     assert infeasible
     assert pods == {group["groupName"]: group["minReplicas"]}
-    lines = check_text(yaml.safe_dump(rendered.one("RayService"))).lines
-    (error,) = [line.finding.message for line in lines if line.finding.severity == "error"]
+    lines = check_text(yaml.safe_dump(rendered.one("RayService"))).findings
+    (error,) = [line.message for line in lines if line.severity == "error"]
     assert f"Ray's autoscaler adds no pod of workerGroupSpecs[0] ({group['groupName']})" in error
 
 

@@ -21,8 +21,8 @@ MIG = {"resources": {"limits": {"nvidia.com/mig-3g.40gb": 2}}}
 
 def said(rendered: Release) -> list[str]:
     """What `nightjar check` says of replicas and pods."""
-    lines = check_text(yaml.safe_dump(rendered.one("RayService"))).lines
-    return [line.finding.message for line in lines if "wait" in line.finding.message or "were not counted" in line.finding.message]
+    lines = check_text(yaml.safe_dump(rendered.one("RayService"))).findings
+    return [line.message for line in lines if "wait" in line.message or "were not counted" in line.message]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

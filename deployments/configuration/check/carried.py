@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from nightjar.deployments.configuration.check.findings import Place, shown
+from nightjar.deployments.configuration.check.findings import Finding, Place, shown
 from nightjar.deployments.configuration.check.serve_schema import DeploymentOptions
 from nightjar.deployments.llm_config import HOSTED_OPTIONS, parse_local_mode
 
@@ -37,17 +37,9 @@ class Row:
     problem: Callable[[Any], str] = _anything
 
 
-@dataclass(frozen=True, slots=True)
-class Misfit:
-    """A class named in Serve's options that cannot serve here, or may not: of a class of the user's own it is not known."""
-
-    place: Place
-    message: str
-    is_certain: bool
-
-
-def misfits(options: Mapping[str, Any]) -> Iterator[Misfit]:
-    """Classes in a deployment's options that are called with what ray.serve.llm's ingress passes on.
+def misfits(options: Mapping[str, Any]) -> Iterator[Finding]:
+    """Classes in a deployment's options that are called with what ray.serve.llm's ingress passes on: errors, and warnings of a
+    class of the user's own, of which it is not known.
 
     Its routers look for `messages` or `prompt` in a call's arguments (Ray 2.60, prefix_aware_router.py). A replica of ours is
     called with Serve's HTTP request, so they would raise for each, and none would be answered.
@@ -59,12 +51,12 @@ def misfits(options: Mapping[str, Any]) -> Iterator[Misfit]:
                 f"{shown(name)} reads the calls of ray.serve.llm's ingress, and Nightjar's replicas are called with HTTP requests: "
                 "none would be answered"
             )
-            yield Misfit(place, message, is_certain=True)
+            yield Finding("error", place, message)
         elif is_hosts:
-            yield Misfit(place, f"{shown(name)} expects the servers of ray.serve.llm, and Nightjar has its own", is_certain=True)
+            yield Finding("error", place, f"{shown(name)} expects the servers of ray.serve.llm, and Nightjar has its own")
         elif is_router and not name.startswith(_OF_SERVE):
             message = f"{shown(name)} is called with HTTP requests here, not with the parsed ones of ray.serve.llm's ingress"
-            yield Misfit(place, message, is_certain=False)
+            yield Finding("warning", place, message)
 
 
 def _texts(value: Any, place: Place) -> Iterator[tuple[Place, str]]:

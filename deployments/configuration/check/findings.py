@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Final, Literal, get_args
 
@@ -33,20 +33,13 @@ class Finding:
     severity: Severity
     place: Place
     message: str
-
-
-@dataclass(frozen=True, slots=True)
-class FoundLine:
-    """A finding with its line in the file, counted from 1."""
-
-    line: int
-    finding: Finding
+    line: int = field(default=0, compare=False)  # in the file, counted from 1; 0 where only its values were looked at
 
     def text(self, file: str) -> str:
         """As compilers write it, so that editors jump to it."""
-        place = ".".join(str(part) for part in self.finding.place)
+        place = ".".join(str(part) for part in self.place)
         where = f" {place}:" if place else ""
-        return f"{file}:{self.line}: {self.finding.severity}:{where} {without_credentials(self.finding.message)}"
+        return f"{file}:{self.line}: {self.severity}:{where} {without_credentials(self.message)}"
 
 
 def shown(value: object) -> str:

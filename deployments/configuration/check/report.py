@@ -15,7 +15,6 @@ from nightjar.cluster.serve_config import POLICY_DEPLOYMENT, POLICY_IMPORT_PATH
 from nightjar.deployments.configuration.check.deployed import ENTRY
 from nightjar.deployments.configuration.check.findings import (
     Finding,
-    FoundLine,
     Place,
     ServedOn,
     near_name,
@@ -53,19 +52,11 @@ OWN_IMPORT_PATHS: Final = (MODEL_IMPORT_PATH, HOSTED_IMPORT_PATH, POLICY_IMPORT_
 
 
 @dataclass(frozen=True, slots=True)
-class ModelReport:
-    """A model application by name."""
-
-    name: str
-    model: CheckedModel
-
-
-@dataclass(frozen=True, slots=True)
 class Report:
     """What was found, in the order of the file's lines, and the models that could be looked into."""
 
-    lines: tuple[FoundLine, ...]
-    models: tuple[ModelReport, ...] = ()
+    findings: tuple[Finding, ...]
+    models: tuple[CheckedModel, ...] = ()
     hosted: tuple[HostedModel, ...] = ()
     doors: tuple[str, ...] = ()  # of applications that ray.serve.llm serves, a line each
     not_read: tuple[str, ...] = ()  # what no finding can be of, a line each
@@ -73,7 +64,7 @@ class Report:
     @property
     def num_errors(self) -> int:
         """Findings that fail the check."""
-        return sum(line.finding.severity == "error" for line in self.lines)
+        return sum(finding.severity == "error" for finding in self.findings)
 
 
 def check_text(text: str, *, is_served_here: bool = False, no_gpu_here: bool = False) -> Report:
@@ -81,9 +72,9 @@ def check_text(text: str, *, is_served_here: bool = False, no_gpu_here: bool = F
     try:
         sources = read_sources(text)
     except SourceError as error:
-        return Report((FoundLine(error.line, Finding("error", (), str(error))),))
-    lines: list[FoundLine] = []
-    models: list[ModelReport] = []
+        return Report((Finding("error", (), str(error), error.line),))
+    findings: list[Finding] = []
+    models: list[CheckedModel] = []
     hosted: list[HostedModel] = []
     open_doors: list[str] = []
     unread: list[str] = []
@@ -93,18 +84,18 @@ def check_text(text: str, *, is_served_here: bool = False, no_gpu_here: bool = F
         found, checked, theirs = check_config(source.values, pods, served_on, no_gpu_here=no_gpu_here)
         applications = _applications(source.values)
         found += cluster_findings(source.manifest, applications)
-        lines += [FoundLine(source.line_of(finding.place), finding) for finding in found]
+        findings += [replace(finding, line=source.line_of(finding.place)) for finding in found]
         models += checked
         hosted += theirs
         open_doors += _doors(source.manifest, applications)
         unread += _not_read(source.manifest, applications)
-    lines.sort(key=lambda line: line.line)
-    return Report(tuple(lines), tuple(models), tuple(hosted), tuple(open_doors), tuple(unread))
+    findings.sort(key=lambda finding: finding.line)
+    return Report(tuple(findings), tuple(models), tuple(hosted), tuple(open_doors), tuple(unread))
 
 
 def check_config(
     values: Any, pods: ServicePods | None = None, served_on: ServedOn = "unknown", *, no_gpu_here: bool = False
-) -> tuple[list[Finding], list[ModelReport], list[HostedModel]]:
+) -> tuple[list[Finding], list[CheckedModel], list[HostedModel]]:
     """Findings and models of one Serve config, as plain values, on a cluster of these pods (None: not known)."""
     if wrong := _no_config(values):
         return [wrong], [], []
@@ -115,7 +106,7 @@ def check_config(
     settings_found, settings = _policy(applications)
     found += settings_found
     is_shadow = settings is not None and settings.mode.kind == "shadow"
-    models: list[tuple[int, ModelReport]] = []
+    models: list[tuple[int, CheckedModel]] = []
     hosted: list[HostedModel] = []
     demands: list[Demand] = []
     for number, application in enumerate(applications):
@@ -133,7 +124,7 @@ def check_config(
             model, model_found = check_model(application, shadow=is_shadow, served_on=served_on)
             found += _below(place, model_found)
             if model is not None:
-                models.append((number, ModelReport(str(application.get("name", "default")), model)))
+                models.append((number, model))
                 demands += _placed(place, [model.deployed.demand])
     place_of_settings = _place_of_settings(applications)
     found += _without_policy(applications)
@@ -290,11 +281,11 @@ def _policy(applications: Sequence[Mapping[str, Any]]) -> tuple[list[Finding], O
     return found, settings
 
 
-def _across(settings: OperatorSettings | None, place: Place, models: Sequence[tuple[int, ModelReport]]) -> Iterator[Finding]:
+def _across(settings: OperatorSettings | None, place: Place, models: Sequence[tuple[int, CheckedModel]]) -> Iterator[Finding]:
     """Rules between the policy's settings and the models that they steer."""
     if settings is None or not models:
         return
-    most = max(report.model.outlook.facts.max_num_speculative_tokens for _, report in models)
+    most = max(model.outlook.facts.max_num_speculative_tokens for _, model in models)
     for setting, lengths in _lengths(settings):
         if most and max(lengths, default=0) > most:
             message = (
@@ -302,10 +293,10 @@ def _across(settings: OperatorSettings | None, place: Place, models: Sequence[tu
                 "lower it, or raise num_speculative_tokens in the application's speculative_config"
             )
             yield Finding("error", (*place, setting), message)
-    for number, report in models:
-        if slower := settings.mode.why_slow(report.model.outlook.arguments.graph_tiers):
-            yield Finding("warning", (*place, "mode"), f"{settings.mode}, in application {report.name}: {slower}")
-        theirs = report.model.config.draft_offload
+    for number, model in models:
+        if slower := settings.mode.why_slow(model.outlook.arguments.graph_tiers):
+            yield Finding("warning", (*place, "mode"), f"{settings.mode}, in application {model.name}: {slower}")
+        theirs = model.config.draft_offload
         if theirs != settings.draft_offload:
             at: Place = ("applications", number, *ENTRY, "draft_offload")
             message = (

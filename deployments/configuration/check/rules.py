@@ -52,8 +52,9 @@ LONG_VARIABLE: Final = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 
 @dataclass(frozen=True, slots=True)
 class CheckedModel:
-    """A model application that parsed: what it is, how it will run, what it will hold."""
+    """A model application that parsed: its name, what it is, how it will run, what it will hold."""
 
+    name: str
     deployed: DeployedModel
     kwargs: EngineKwargs
     outlook: EngineOutlook
@@ -85,8 +86,9 @@ def check_model(
         return None, found
     for problem, source in model_problems(config):
         found.append(Finding(severity_of_absence(source, served_on), ("args", *problem.location), problem.message))
+    name = str(application.get("name", "default"))
     config, kwargs = deployed.config, EngineKwargs.model_validate(config.engine_kwargs)
-    model = CheckedModel(deployed, kwargs, outlook(config, kwargs, shadow=shadow), estimate_memory(config, kwargs))
+    model = CheckedModel(name, deployed, kwargs, outlook(config, kwargs, shadow=shadow), estimate_memory(config, kwargs))
     for rule in RULES:
         found += rule(model)
     return model, found
@@ -263,7 +265,7 @@ def _classes_of_the_host(model: CheckedModel) -> Iterator[Finding]:
     for misfit in misfits(model.config.deployment_config):
         option, *below = misfit.place
         message = f"{misfit.message}; take it out, or keep ray.serve.llm as the host (docs/serve-llm.md)"
-        yield Finding("error" if misfit.is_certain else "warning", (*model.deployed.place_of(str(option)), *below), message)
+        yield Finding(misfit.severity, (*model.deployed.place_of(str(option)), *below), message)
 
 
 def _autoscaling(model: CheckedModel) -> Iterator[Finding]:

@@ -27,7 +27,7 @@ MAX_NODES: Final = 100_000
 
 
 class SourceError(ValueError):
-    """Text that holds no Serve configuration. `line` counts from 1."""
+    """Text that is read as no Serve configuration, or not changed. `line` counts from 1."""
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(message)

@@ -1,7 +1,7 @@
 """Nightjar into a ray.serve.llm configuration: edits of the user's own text.
 
 The application's import path changes, the policy's application goes behind the last one, and what of ray.serve.llm Nightjar's
-deployment has no use for turns into comments that say so. What cannot be carried over is refused with `MigrationError`, which
+deployment has no use for turns into comments that say so. What cannot be carried over is refused with `SourceError`, which
 names line, value and the way out; nothing is dropped in silence. One way out is to keep ray.serve.llm as the host: then the import
 path alone changes, and it is offered wherever that would do.
 """
@@ -27,13 +27,12 @@ from nightjar.deployments.configuration.check.hosted import (
     never_steered,
 )
 from nightjar.deployments.configuration.check.report import MODEL_IMPORT_PATH
-from nightjar.deployments.configuration.check.source import ServeSource
+from nightjar.deployments.configuration.check.source import ServeSource, SourceError
 from nightjar.deployments.configuration.migrate.application import (
     ADDED,
     OWN_FIELDS,
     TAKEN_OUT,
     Application,
-    MigrationError,
     TextEdits,
     child,
     edited,
@@ -72,7 +71,7 @@ _GONE_FROM_VLLM: Final[Mapping[str, frozenset[object]]] = {
 
 
 def add_nightjar(text: str, *, keep_host: bool = False) -> str:
-    """The text with Nightjar in it; unchanged where it is in already. Raises MigrationError.
+    """The text with Nightjar in it; unchanged where it is in already. Raises SourceError.
 
     With `keep_host` ray.serve.llm goes on serving its applications.
     """
@@ -80,13 +79,13 @@ def add_nightjar(text: str, *, keep_host: bool = False) -> str:
         return _add(text, _host)
     try:
         return _add(text, _adopt)
-    except MigrationError as error:
+    except SourceError as error:
         try:
             _add(text, _host)
-        except MigrationError:
+        except SourceError:
             raise error from None
         message = f"{error}; or let ray.serve.llm go on serving, steered by Nightjar: migrate {KEEP_HOST_OPTION}"
-        raise MigrationError(error.line, message) from error
+        raise SourceError(error.line, message) from error
 
 
 def _add(text: str, change: Callable[[Application, TextEdits], None]) -> str:
@@ -150,7 +149,7 @@ def _adopt(application: Application, edits: TextEdits) -> None:
 
 
 def _checked(application: Application, rows: Mapping[str, Row], values: Mapping[str, Any], place: Place) -> list[str]:
-    """The keys of `values` that turn into comments. Raises MigrationError for what cannot be carried over."""
+    """The keys of `values` that turn into comments. Raises SourceError for what cannot be carried over."""
     for key, value in values.items():
         if rows is MODEL and key in OWN_FIELDS:
             continue
@@ -182,7 +181,7 @@ def _check_kinds(application: Application) -> None:
     """What is looked into below must be what it should be. `nightjar check` says more."""
     values = application.entry_values
 
-    def refuse(what: str, *place: str) -> MigrationError:
+    def refuse(what: str, *place: str) -> SourceError:
         return application.refuse((*ENTRY, *place), f"{place[-1]}: {what}; mend it first")
 
     for key in _MAPPINGS:

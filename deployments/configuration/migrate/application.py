@@ -27,14 +27,6 @@ OWN_FIELDS: Final = tuple(SteeringOptions.model_fields)
 """Of an `llm_configs` entry, unknown to ray.serve.llm."""
 
 
-class MigrationError(ValueError):
-    """A file that is not changed. `line` counts from 1."""
-
-    def __init__(self, line: int, message: str) -> None:
-        super().__init__(message)
-        self.line = line
-
-
 @dataclass(frozen=True, slots=True)
 class Application:
     """An entry of `applications`, with the text's nodes."""
@@ -48,13 +40,13 @@ class Application:
         """With a colon, whichever form was written."""
         return import_path_of(self.values)
 
-    def refuse(self, place: Sequence[str | int], message: str) -> MigrationError:
+    def refuse(self, place: Sequence[str | int], message: str) -> SourceError:
         """An error at a place below the application."""
-        return MigrationError(self.source.line_of(("applications", self.number, *place)), message)
+        return SourceError(self.source.line_of(("applications", self.number, *place)), message)
 
     @property
     def models(self) -> list[Any]:
-        """Its models, as plain values. Raises MigrationError."""
+        """Its models, as plain values. Raises SourceError."""
         arguments = self.values.get("args")
         entries = arguments.get("llm_configs") if isinstance(arguments, dict) else None
         if not isinstance(entries, list) or not entries:
@@ -63,7 +55,7 @@ class Application:
 
     @property
     def entry(self) -> yaml.MappingNode:
-        """Its one model. Raises MigrationError."""
+        """Its one model. Raises SourceError."""
         entries = child(child(self.node, "args"), "llm_configs")
         if not isinstance(entries, yaml.SequenceNode) or not entries.value:
             raise self.refuse(("args", "llm_configs"), "args.llm_configs: a list with one model is needed")
@@ -83,10 +75,10 @@ class Application:
 
 
 def item_nodes(source: ServeSource) -> yaml.SequenceNode:
-    """The list of applications. Raises MigrationError."""
+    """The list of applications. Raises SourceError."""
     nodes = child(source.node, "applications")
     if not isinstance(nodes, yaml.SequenceNode) or not nodes.value:
-        raise MigrationError(source.line_of(("applications",)), "applications: a list of Serve applications is needed")
+        raise SourceError(source.line_of(("applications",)), "applications: a list of Serve applications is needed")
     return nodes
 
 
@@ -103,27 +95,22 @@ def pair_of(node: yaml.Node | None, key: str) -> tuple[yaml.Node, yaml.Node] | N
 
 
 def read_for_edit(text: str) -> tuple[ServeSource, ...]:
-    """The Serve configs of a text whose lines are the file's. Raises MigrationError."""
-    try:
-        newline_of(text)
-        sources = read_sources(text)
-    except SourceError as error:
-        raise MigrationError(error.line, str(error)) from error
-    except ValueError as error:
-        raise MigrationError(1, str(error)) from error
+    """The Serve configs of a text whose lines are the file's. Raises SourceError."""
+    newline_of(text)
+    sources = read_sources(text)
     for source in sources:
         if not source.lines_are_known:
-            raise MigrationError(source.first_line + 1, "serveConfigV2 is no literal block; write it behind `serveConfigV2: |`")
+            raise SourceError(source.first_line + 1, "serveConfigV2 is no literal block; write it behind `serveConfigV2: |`")
         for token in yaml.scan(source.text):
             if isinstance(token, yaml.AnchorToken | yaml.AliasToken):
                 sign = "&" if isinstance(token, yaml.AnchorToken) else "*"
                 message = f"{sign}{token.value}: what is shared cannot be edited in one place alone; write it out in each first"
-                raise MigrationError(source.first_line + token.start_mark.line + 1, message)
+                raise SourceError(source.first_line + token.start_mark.line + 1, message)
     return sources
 
 
 def edited(text: str, change: Callable[[ServeSource, list[Application], TextEdits], None]) -> str:
-    """The text after what `change` edits of each of its Serve configs. Raises MigrationError."""
+    """The text after what `change` edits of each of its Serve configs. Raises SourceError."""
     for source in reversed(read_for_edit(text)):  # from the end, so that lines before stay where they are
         edits = TextEdits()
         change(source, applications_of(source), edits)
@@ -132,11 +119,11 @@ def edited(text: str, change: Callable[[ServeSource, list[Application], TextEdit
 
 
 def applications_of(source: ServeSource) -> list[Application]:
-    """In the file's order. Raises MigrationError."""
+    """In the file's order. Raises SourceError."""
     found = []
     for number, (node, values) in enumerate(zip(item_nodes(source).value, source.values["applications"], strict=True)):
         if not isinstance(node, yaml.MappingNode):
-            raise MigrationError(source.line_of(("applications", number)), f"{shown(values)}: an application is a mapping")
+            raise SourceError(source.line_of(("applications", number)), f"{shown(values)}: an application is a mapping")
         found.append(Application(source, number, node, values))
     return found
 
@@ -191,10 +178,10 @@ class TextEdits:
 
 
 def newline_of(text: str) -> str:
-    r"""`"\n"` or `"\r\n"`. Raises ValueError for a text that mixes them, whose lines PyYAML counts otherwise than we do."""
+    r"""`"\n"` or `"\r\n"`. Raises SourceError for a text that mixes them, whose lines PyYAML counts otherwise than we do."""
     windows = text.count("\r\n")
     if text.count("\r") != windows or (windows and text.count("\n") != windows) or any(mark in text for mark in OTHER_LINE_BREAKS):
-        raise ValueError("line ends are mixed; convert the file to one kind first")
+        raise SourceError(1, "line ends are mixed; convert the file to one kind first")
     return "\r\n" if windows else "\n"
 
 

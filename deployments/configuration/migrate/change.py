@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from nightjar.deployments.configuration.check.source import SourceError
 from nightjar.deployments.configuration.migrate.adoption import add_nightjar
-from nightjar.deployments.configuration.migrate.application import MigrationError, diff
+from nightjar.deployments.configuration.migrate.application import diff
 from nightjar.deployments.configuration.migrate.removal import remove_nightjar
 from nightjar.deployments.configuration.migrate.vllm_command import command_to_config, config_to_command, is_command
 
@@ -41,10 +42,10 @@ class Change:
         return diff(self.before, self.after, self.name_before, str(self.path))
 
     def write(self) -> None:
-        """Write the file. Raises MigrationError where that would replace another one."""
+        """Write the file. Raises SourceError where that would replace another one."""
         data = self.after.encode()
         if self.is_new and self.path.exists() and self.path.read_bytes() != data:
-            raise MigrationError(1, f"{self.path} is there already and holds something else; name another file with --output")
+            raise SourceError(1, f"{self.path} is there already and holds something else; name another file with --output")
         path = self.path.resolve()  # a link stays one
         part = path.with_name(f".{path.name}.part")
         try:
@@ -59,16 +60,16 @@ class Change:
 def plan_change(source: str, *, remove: bool, keep_host: bool = False, output: Path | None = None) -> Change:
     """What putting Nightjar in, or taking it out, does to a file or a command. `keep_host`: ray.serve.llm goes on serving.
 
-    Raises MigrationError, OSError, UnicodeDecodeError.
+    Raises SourceError, OSError, UnicodeDecodeError.
     """
     if is_command(source):
         if remove:
-            raise MigrationError(1, "a command holds no Nightjar; name the Serve config that was made from it")
+            raise SourceError(1, "a command holds no Nightjar; name the Serve config that was made from it")
         return Change("command", f"{source}\n", output or NEW_CONFIG, command_to_config(source), is_new=True)
     path = NEW_CONFIG if source == STDIN else Path(source)
     text = read_text(source)
     if text.startswith("\ufeff"):
-        raise MigrationError(1, "the file begins with a byte order mark; save it as UTF-8 without one first")
+        raise SourceError(1, "the file begins with a byte order mark; save it as UTF-8 without one first")
     if is_command(text) and not remove:
         return Change(source, text, output or path.with_suffix(".yaml"), command_to_config(text), is_new=True)
     command = config_to_command(text) if remove else None
@@ -87,12 +88,12 @@ def read_text(source: str) -> str:
 
 
 def _check_way_back(before: str, after: str) -> None:
-    """Raises MigrationError for edits that cannot be undone, byte for byte where the file held nothing of Nightjar's before."""
+    """Raises SourceError for edits that cannot be undone, byte for byte where the file held nothing of Nightjar's before."""
     try:
         back = remove_nightjar(after)
         held_some = remove_nightjar(before) != before
-    except MigrationError as error:
+    except SourceError as error:
         message = f"what would be written could not be taken out again ({error}); nothing is changed: put Nightjar in by hand"
-        raise MigrationError(error.line, message) from error
+        raise SourceError(error.line, message) from error
     if back != before and not held_some:
-        raise MigrationError(1, "what would be written could not be taken out again; nothing is changed: put Nightjar in by hand")
+        raise SourceError(1, "what would be written could not be taken out again; nothing is changed: put Nightjar in by hand")

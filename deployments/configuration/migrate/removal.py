@@ -1,7 +1,7 @@
 """Nightjar out of a configuration again: what `migrate` did is undone byte for byte, whatever else was edited meanwhile.
 
 Beside that, what only Nightjar's deployment understands is taken out: its own fields and the kill switch. Fails with
-`MigrationError`.
+`SourceError`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from nightjar.cluster.serve_config import POLICY_IMPORT_PATH
 from nightjar.deployments.configuration.check.findings import shown
 from nightjar.deployments.configuration.check.hosted import DEPLOYMENT_PREFIX, HOSTED_IMPORT_PATH, RAY_IMPORT_PATH, SERVER
 from nightjar.deployments.configuration.check.report import MODEL_IMPORT_PATH
-from nightjar.deployments.configuration.check.source import ServeSource, mappings_in, value_at
+from nightjar.deployments.configuration.check.source import ServeSource, SourceError, mappings_in, value_at
 from nightjar.deployments.configuration.migrate.application import (
     ADDED,
     OWN_FIELDS,
     TAKEN_OUT,
     Application,
-    MigrationError,
     TextEdits,
     child,
     edited,
@@ -31,7 +30,7 @@ from nightjar.deployments.llm_config import DEPLOYMENT_NAME, HOSTED_OPTIONS
 
 
 def remove_nightjar(text: str) -> str:
-    """The text as ray.serve.llm takes it; unchanged where Nightjar is not in it. Raises MigrationError."""
+    """The text as ray.serve.llm takes it; unchanged where Nightjar is not in it. Raises SourceError."""
     return edited(text, _remove)
 
 
@@ -90,7 +89,7 @@ def _check_added(application: Application) -> None:
                 f"{pair[0].value}: migrate added this line, and {', '.join(theirs)} stands there now; to keep it, take the remark "
                 "behind it off, and num_gpus out"
             )
-            raise MigrationError(line, message)
+            raise SourceError(line, message)
 
 
 def _take_out_ours(application: Application, edits: TextEdits) -> None:
@@ -162,5 +161,5 @@ def _delete_key(application: Application, mapping: yaml.Node | None, key: str, e
         start, end = mapping.value[number - 1][1].end_mark, value.end_mark
     if start.line != end.line:
         line = application.source.first_line + name.start_mark.line + 1
-        raise MigrationError(line, f"{key}: only Nightjar knows it, and it shares a line with others; take it out by hand")
+        raise SourceError(line, f"{key}: only Nightjar knows it, and it shares a line with others; take it out by hand")
     edits.replace(start.line, start.column, end.column, "")

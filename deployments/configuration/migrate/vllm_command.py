@@ -1,7 +1,7 @@
 """A `vllm serve` command line as a Serve config with Nightjar in it, and back.
 
 The config keeps the command as a comment. While the config is what that command makes, taking Nightjar out gives the very same
-command back; once somebody edited it, the command is written anew from its values. Fails with `CommandError`.
+command back; once somebody edited it, the command is written anew from its values. Fails with `SourceError`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from nightjar.deployments.configuration.check.engine_schema import (
 )
 from nightjar.deployments.configuration.check.findings import shown
 from nightjar.deployments.configuration.check.report import MODEL_IMPORT_PATH
+from nightjar.deployments.configuration.check.source import SourceError
 from nightjar.deployments.configuration.migrate.adoption import policy_lines
-from nightjar.deployments.configuration.migrate.application import OTHER_LINE_BREAKS, MigrationError
+from nightjar.deployments.configuration.migrate.application import OTHER_LINE_BREAKS
 from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS, num_workers
 
 HEADER: Final = "# Made by `nightjar migrate` from this command, which `nightjar migrate --remove` gives back:"
@@ -61,10 +62,6 @@ _REFUSED: Final = {
 }
 
 
-class CommandError(MigrationError):
-    """A command line that cannot be carried over."""
-
-
 @dataclass(frozen=True, slots=True)
 class VllmCommand:
     """What a command line asks for."""
@@ -87,7 +84,7 @@ def is_command(text: str) -> bool:
 
 
 def command_to_config(text: str) -> str:
-    """The Serve config of a command. Raises CommandError."""
+    """The Serve config of a command. Raises SourceError."""
     return "\n".join(_config_lines(text.rstrip("\n"), parse_command(text))) + "\n"
 
 
@@ -104,23 +101,23 @@ def config_to_command(text: str) -> str | None:
     command = "\n".join(kept) + "\n"
     try:
         is_unedited = command_to_config(command) == text
-    except CommandError:
+    except SourceError:
         is_unedited = False
     if is_unedited:
         return command
     try:
         return _write_command(yaml.safe_load(text))
     except (yaml.YAMLError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CommandError(1, f"no config that a command can be written from ({' '.join(str(error).split())}); mend it") from error
+        raise SourceError(1, f"no config that a command can be written from ({' '.join(str(error).split())}); mend it") from error
 
 
 def parse_command(text: str) -> VllmCommand:
-    """Read a command line. Raises CommandError."""
+    """Read a command line. Raises SourceError."""
     plain = _without_comments(re.sub(r"\\\r?\n", " ", text))
     try:
         words = shlex.split(plain)
     except ValueError as error:
-        raise CommandError(1, f"not a shell command ({error}); close its quotes") from error
+        raise SourceError(1, f"not a shell command ({error}); close its quotes") from error
     environment = {}
     while words and re.match(r"^\w+=", words[0]):
         name, _, value = words.pop(0).partition("=")
@@ -130,20 +127,20 @@ def parse_command(text: str) -> VllmCommand:
     model, arguments = _read_words(words)
     model = arguments.pop("model", None) or model
     if not model:
-        raise CommandError(1, "no model; write it behind `vllm serve`")
+        raise SourceError(1, "no model; write it behind `vllm serve`")
     for name in _NUMBERS:
         if not isinstance(arguments.get(name, 1), int):
-            raise CommandError(1, f"--{name.replace('_', '-')}: {shown(arguments[name])} is no whole number; write one")
+            raise SourceError(1, f"--{name.replace('_', '-')}: {shown(arguments[name])} is no whole number; write one")
     names = arguments.pop("served_model_name", None) or [model]
     if len(names) > 1:
-        raise CommandError(1, f"--served-model-name: {len(names)} names; Nightjar serves a model under one: leave one")
+        raise SourceError(1, f"--served-model-name: {len(names)} names; Nightjar serves a model under one: leave one")
     http_options = {"host": "0.0.0.0", "port": 8000}  # noqa: S104 - vLLM's own default, all interfaces
     http_options |= {name: arguments.pop(name) for name in _HTTP_OPTIONS if name in arguments}
     return VllmCommand(model, str(names[0]), arguments, http_options, environment)
 
 
 def _without_comments(text: str) -> str:
-    """A command as a shell reads it, without comments. Raises CommandError for what only a shell can work out."""
+    """A command as a shell reads it, without comments. Raises SourceError for what only a shell can work out."""
     kept: list[str] = []
     quote, place = "", 0
     while place < len(text):
@@ -152,11 +149,11 @@ def _without_comments(text: str) -> str:
             place = text.find("\n", place) if "\n" in text[place:] else len(text)
             continue
         if mark in "$`" and quote != "'":
-            raise CommandError(1, f"{shown(text[place : place + 16])}: a shell puts something else there; write that itself")
+            raise SourceError(1, f"{shown(text[place : place + 16])}: a shell puts something else there; write that itself")
         if mark in "&|;<>" and not quote:
-            raise CommandError(1, f"{mark}: what a shell does beside the server; write the command alone, quotes round a value")
+            raise SourceError(1, f"{mark}: what a shell does beside the server; write the command alone, quotes round a value")
         if mark in OTHER_LINE_BREAKS:
-            raise CommandError(1, f"{mark!r}: ends a line in YAML, and not in a shell; take it out")
+            raise SourceError(1, f"{mark!r}: ends a line in YAML, and not in a shell; take it out")
         if mark in "\"'" and quote in ("", mark):
             quote = "" if quote else mark
         elif mark == "\\" and quote != "'":
@@ -175,7 +172,7 @@ def _read_words(words: list[str]) -> tuple[str, dict[str, Any]]:
         word = rest.pop(0)
         if not word.startswith("-"):
             if model:
-                raise CommandError(1, f"{shown(word)}: neither an option nor the model, which is {model}; take it out")
+                raise SourceError(1, f"{shown(word)}: neither an option nor the model, which is {model}; take it out")
             model = word
             continue
         option, equals, given = word.partition("=")
@@ -188,7 +185,7 @@ def _read_words(words: list[str]) -> tuple[str, dict[str, Any]]:
                 value.append(_item(path[0], rest.pop(0)))
         else:
             if not equals and not rest:
-                raise CommandError(1, f"{option}: no value behind it; add one")
+                raise SourceError(1, f"{option}: no value behind it; add one")
             text = given if equals else rest.pop(0)
             value = [_item(path[0], text)] if path[0] in LISTS - _JSON_LISTS else _value(path[0], text)
         _put(arguments, path, value)
@@ -202,7 +199,7 @@ def _name(option: str) -> tuple[list[str], bool]:
     head, *rest = option.removeprefix("--").split(".")
     name = head.replace("-", "_")
     if name in _REFUSED:
-        raise CommandError(1, f"{option}: {_REFUSED[name]}")
+        raise SourceError(1, f"{option}: {_REFUSED[name]}")
     known = ENGINE_ARGUMENTS | SERVER_ARGUMENTS
     if name in known:
         return [name, *rest], False
@@ -210,7 +207,7 @@ def _name(option: str) -> tuple[list[str], bool]:
         return [name.removeprefix("no_")], True
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean --{near[0].replace('_', '-')}?" if near else "take it out"
-    raise CommandError(1, f"{option}: vLLM {VLLM_VERSION} has no such option; {hint}")
+    raise SourceError(1, f"{option}: vLLM {VLLM_VERSION} has no such option; {hint}")
 
 
 def _item(name: str, text: str) -> Any:
@@ -236,7 +233,7 @@ def _value(name: str, text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         if text[:1] in "{[":
-            raise CommandError(1, f"--{name.replace('_', '-')}: {shown(text)} is not JSON ({error}); mend it") from error
+            raise SourceError(1, f"--{name.replace('_', '-')}: {shown(text)} is not JSON ({error}); mend it") from error
         return text
 
 
@@ -244,7 +241,7 @@ def _put(arguments: dict[str, Any], path: list[str], value: Any) -> None:
     for part in path[:-1]:
         arguments = arguments.setdefault(part, {})
         if not isinstance(arguments, dict):
-            raise CommandError(1, f"--{'.'.join(path)}: {part} is {shown(arguments)} already; write one of the two")
+            raise SourceError(1, f"--{'.'.join(path)}: {part} is {shown(arguments)} already; write one of the two")
     arguments[path[-1]] = value
 
 
@@ -287,7 +284,7 @@ def _flow(value: Any) -> str:
 def _write_command(values: Mapping[str, Any]) -> str:
     models = [application for application in values["applications"] if application.get("import_path") == MODEL_IMPORT_PATH]
     if len(models) != 1 or len(models[0]["args"]["llm_configs"]) != 1:
-        raise CommandError(1, f"{len(models)} models; a command serves one: take the others out first")
+        raise SourceError(1, f"{len(models)} models; a command serves one: take the others out first")
     entry = models[0]["args"]["llm_configs"][0]
     loading = entry["model_loading_config"]
     variables = ((entry.get("runtime_env") or {}).get("env_vars") or {}).items()

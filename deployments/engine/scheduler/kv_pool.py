@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 
-class IntegrityError(AssertionError):
-    """Blocks were lost, or are in two places; the message names them."""
-
-
 @dataclass(frozen=True, slots=True)
 class ContractionLimits:
     """What a contraction may cost the requests that run meanwhile."""
@@ -219,7 +215,7 @@ class ElasticKVPool:
             self._awaited_output = None
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError unless every block is in exactly one place and all counts agree (INV-9)."""
+        """Raise AssertionError unless every block is in exactly one place and all counts agree (INV-9)."""
         blocks, null_id = self._pool.blocks, self._pool.null_block.block_id
         free = self._free_ids()
         used = {block.block_id for block in blocks if block.ref_cnt > 0 and block.block_id != null_id}
@@ -233,7 +229,7 @@ class ElasticKVPool:
         _demand("blocks have more holders than references", {i for i, count in holders.items() if count > blocks[i].ref_cnt})
         _demand("tail blocks are neither lent nor withheld", {*range(self.base_blocks, len(blocks))} ^ withheld ^ set(self._lent))
         if self._pool.num_gpu_blocks != len(blocks) - len(withheld):
-            raise IntegrityError(
+            raise AssertionError(
                 f"vLLM counts {self._pool.num_gpu_blocks} blocks, {len(blocks)} less {len(withheld)} withheld remain"
             )
 
@@ -318,10 +314,10 @@ class ElasticKVPool:
             ids.add(block.block_id)
             block = block.next_free_block
         if len(ids) != queue.num_free_blocks:
-            raise IntegrityError(f"the free queue holds {len(ids)} blocks and counts {queue.num_free_blocks}")
+            raise AssertionError(f"the free queue holds {len(ids)} blocks and counts {queue.num_free_blocks}")
         return ids
 
 
 def _demand(fault: str, block_ids: set[int]) -> None:
     if block_ids:
-        raise IntegrityError(f"{fault}: {sorted(block_ids)}")
+        raise AssertionError(f"{fault}: {sorted(block_ids)}")

@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
-class EngineArgumentError(ValueError):
-    """Engine arguments that vLLM does not know. The message names them and the nearest real ones."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenAIServer(RunningEngine):
     """A running engine with its HTTP application."""
@@ -77,7 +73,7 @@ async def start_openai_server(
 def split_kwargs(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Engine arguments, and the server's own (chat template, tool parser, ...): vLLM's command line takes both, so do we.
 
-    Raises EngineArgumentError for names that are neither.
+    Raises ValueError for names that are neither.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -86,7 +82,7 @@ def split_kwargs(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
     if unknown := sorted(set(kwargs) - engine_names - frontend_names):
         near = get_close_matches(unknown[0], engine_names | frontend_names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise EngineArgumentError(f"engine_kwargs: vLLM has no argument {', '.join(unknown)}{hint}")
+        raise ValueError(f"engine_kwargs: vLLM has no argument {', '.join(unknown)}{hint}")
     engine_kwargs = {name: value for name, value in kwargs.items() if name in engine_names}
     return engine_kwargs, {name: value for name, value in kwargs.items() if name not in engine_names}
 

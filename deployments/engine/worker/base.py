@@ -32,10 +32,6 @@ NEVER_LENDS: Final = "start it with draft_offload: never"
 log = structlog.get_logger(__name__)
 
 
-class MemoryLentError(RuntimeError):
-    """vLLM was asked to move memory that a draft can lend."""
-
-
 class SteeredWorkerMixin:
     """Before a worker of vLLM's."""
 
@@ -157,7 +153,7 @@ class SteeredWorkerMixin:
         memory.restore_kv(self.base_blocks, self.num_blocks, "target")
 
     def sleep(self, *arguments: Any, **options: Any) -> None:
-        """As vLLM's. Raises MemoryLentError where the draft lends, as the two below: vLLM would unmap, or map, the KV cache as one,
+        """As vLLM's. Raises RuntimeError where the draft lends, as the two below: vLLM would unmap, or map, the KV cache as one,
         which is mapped in parts.
         """
         self.refuse_where_lent("sleep")
@@ -174,6 +170,6 @@ class SteeredWorkerMixin:
         super().discard(*arguments, **options)  # type: ignore[misc]  # the worker's
 
     def refuse_where_lent(self, asked: str) -> None:
-        """Raise MemoryLentError where this worker's draft can lend its memory: the engine hands it to its caller, and serves on."""
+        """Raise RuntimeError where this worker's draft can lend its memory: the engine hands it to its caller, and serves on."""
         if self.draft_memory is not None:
-            raise MemoryLentError(f"{asked}: the KV cache is mapped in parts, because the draft can lend its memory; {NEVER_LENDS}")
+            raise RuntimeError(f"{asked}: the KV cache is mapped in parts, because the draft can lend its memory; {NEVER_LENDS}")

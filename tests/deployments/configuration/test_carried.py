@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from nightjar.deployments.configuration.check.carried import ARGUMENTS, DEPLOYMENT, LOADING, MODEL, Row
 from nightjar.deployments.configuration.check.report import check_text
 from nightjar.deployments.configuration.check.serve_schema import DeploymentOptions
+from nightjar.deployments.configuration.check.source import SourceError
 from nightjar.deployments.configuration.migrate.adoption import add_nightjar
-from nightjar.deployments.configuration.migrate.application import MigrationError
 from nightjar.deployments.configuration.migrate.removal import remove_nightjar
 from tests.deployments.configuration.samples import SERVE_FILES
 from tests.deployments.configuration.test_check import WRONG_VALUES, places
@@ -47,7 +47,7 @@ def with_field(line: str) -> str:
 
 
 def errors_of(text: str) -> list[str]:
-    return [line.text("f") for line in check_text(text).lines if line.finding.severity == "error"]
+    return [line.text("f") for line in check_text(text).findings if line.severity == "error"]
 
 
 def test_every_field_of_rays_has_a_row_and_every_row_a_field() -> None:
@@ -74,7 +74,7 @@ def test_a_row_that_does_not_carry_its_field_says_what_there_is_in_its_place() -
 )
 def test_a_router_of_ray_serve_llm_is_refused_in_one_line_that_offers_to_keep_it(router: str) -> None:
     text = with_option(f"request_router_config: {{request_router_class: {router}}}")
-    with pytest.raises(MigrationError) as refused:
+    with pytest.raises(SourceError) as refused:
         add_nightjar(text)
     assert refused.value.line == 12
     assert str(refused.value).startswith(f"request_router_class: {router!r} reads the calls of ray.serve.llm's ingress")
@@ -112,11 +112,11 @@ def test_serves_own_routers_are_carried_over_and_a_class_of_the_users_own_only_b
     own = "request_router_config: {request_router_class: shop.routers:Sticky}"
     serves = "request_router_config: {request_router_class: ray.serve.experimental.consistent_hash_router:ConsistentHashRouter}"
     assert errors_of(add_nightjar(with_option(serves))) == []
-    with pytest.raises(MigrationError, match=r"'shop\.routers:Sticky' is called with HTTP requests here"):
+    with pytest.raises(SourceError, match=r"'shop\.routers:Sticky' is called with HTTP requests here"):
         add_nightjar(with_option(own))
     by_hand = add_nightjar(MODEL_FILE).replace("        num_replicas: 3\n", f"        {own}\n")
     assert errors_of(by_hand) == []
-    assert [line.finding.severity for line in check_text(by_hand).lines if "shop.routers" in line.finding.message] == ["warning"]
+    assert [line.severity for line in check_text(by_hand).findings if "shop.routers" in line.message] == ["warning"]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_serves_own_routers_are_carried_over_and_a_class_of_the_users_own_only_b
 def test_what_our_deployment_would_take_otherwise_is_refused_with_line_value_and_way_out(
     text: str, line: int, message: str
 ) -> None:
-    with pytest.raises(MigrationError, match=message) as refused:
+    with pytest.raises(SourceError, match=message) as refused:
         add_nightjar(text)
     assert refused.value.line == line
 
@@ -195,16 +195,16 @@ def test_a_model_in_a_bucket_that_vllm_reads_keeps_its_address() -> None:
     after = add_nightjar(MODEL_FILE.replace("someone/chat", "s3://models/chat"))
     assert "model_source: s3://models/chat" in after
     (report,) = check_text(after).models
-    assert report.model.config.model_source == "s3://models/chat"
+    assert report.config.model_source == "s3://models/chat"
 
 
 @pytest.mark.parametrize("builder", ["build_pd_openai_app", "build_dp_openai_app"])
 def test_applications_with_servers_of_their_own_are_said_to_be_served_and_never_steered(builder: str) -> None:
     text = SERVE_FILES["small"].replace("build_openai_app", builder)
     for keep_host in (False, True):
-        with pytest.raises(MigrationError, match=f"ray.serve.llm:{builder} builds servers of its own: it is served, never steered"):
+        with pytest.raises(SourceError, match=f"ray.serve.llm:{builder} builds servers of its own: it is served, never steered"):
             add_nightjar(text, keep_host=keep_host)
-    (warning,) = [line.finding for line in check_text(text).lines]
+    (warning,) = list(check_text(text).findings)
     assert (warning.severity, warning.place) == ("warning", ("applications", 0, "import_path"))
     assert "it is served, never steered" in warning.message
 
@@ -230,7 +230,7 @@ def test_whatever_stands_in_one_place_the_answer_is_a_file_or_a_refusal(
         inner = inner[part]
     inner[place[-1]] = value
     text = yaml.safe_dump(values)
-    with suppress(MigrationError):
+    with suppress(SourceError):
         assert add_nightjar(text, keep_host=keep_host) != text
-    with suppress(MigrationError):
+    with suppress(SourceError):
         assert remove_nightjar(text) == text

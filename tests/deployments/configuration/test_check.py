@@ -62,11 +62,11 @@ MANIFEST_LINES_BEFORE = 7
 
 
 def errors(report: Report) -> list[str]:
-    return [line.text("f") for line in report.lines if line.finding.severity == "error"]
+    return [line.text("f") for line in report.findings if line.severity == "error"]
 
 
 def said(text: str, severity: str) -> list[str]:
-    return [line.finding.message for line in check_text(text).lines if line.finding.severity == severity]
+    return [line.message for line in check_text(text).findings if line.severity == severity]
 
 
 def replaced(old: str, new: str) -> str:
@@ -87,7 +87,7 @@ def test_replicas_without_a_gpu_are_advised_of_unless_somebody_wrote_that() -> N
 
 
 def test_a_good_file_has_no_error_and_no_warning() -> None:
-    assert [line.text("f") for line in check_text(GOOD).lines if line.finding.severity != "advice"] == []
+    assert [line.text("f") for line in check_text(GOOD).findings if line.severity != "advice"] == []
 
 
 BROKEN = [
@@ -313,8 +313,8 @@ def test_what_disappoints_is_a_warning_and_no_error(text: str, message: str) -> 
 
 
 def test_what_stands_beside_args_is_told_where_it_stands() -> None:
-    found = check_text(beside_args("deployments: [{name: LLM, max_ongoing_requests: 5}]")).lines
-    assert [line.text("f").split(": 5 is")[0] for line in found if line.finding.severity == "warning"] == [
+    found = check_text(beside_args("deployments: [{name: LLM, max_ongoing_requests: 5}]")).findings
+    assert [line.text("f").split(": 5 is")[0] for line in found if line.severity == "warning"] == [
         "f:4: warning: applications.0.deployments.0.max_ongoing_requests"
     ]
 
@@ -418,14 +418,14 @@ ON_V1 = "runtime_env: {env_vars: {VLLM_USE_V2_MODEL_RUNNER: '0'}}"
 )
 def test_a_word_that_does_nothing_is_told(word: str, method: str, beside: str, is_told: bool) -> None:
     text = replaced("accelerator_type: H100", f"accelerator_type: H100\n      {word}\n      {beside}")
-    found = [line.text("f") for line in check_text(text.replace("method: draft_model", f"method: {method}")).lines]
+    found = [line.text("f") for line in check_text(text.replace("method: draft_model", f"method: {method}")).findings]
     assert any(f"{word.partition(':')[0]}: has no effect" in line for line in found) is is_told
 
 
 @pytest.mark.parametrize("steps", ["yes", "1000", "-1", "'16'"])
 def test_steps_of_a_heads_log_are_a_small_whole_number(steps: str) -> None:
-    (line,) = check_text(replaced("accelerator_type: H100", f"accelerator_type: H100\n      head_log_steps: {steps}")).lines[:1]
-    assert line.finding.severity == "error"
+    (line,) = check_text(replaced("accelerator_type: H100", f"accelerator_type: H100\n      head_log_steps: {steps}")).findings[:1]
+    assert line.severity == "error"
     assert "head_log_steps: Input should be" in line.text("f")
 
 
@@ -486,7 +486,7 @@ def test_a_switch_of_no_layer_is_one_line_with_the_value_and_what_is_allowed(lay
 @pytest.mark.parametrize(("pin", "beside", "is_told"), [(2, "", True), (3, "", False), (2, "enforce_eager: true", False)])
 def test_a_pinned_k_without_graphs_of_its_own_is_told(pin: int, beside: str, is_told: bool) -> None:
     text = replaced("mode: auto", f"mode: pin={pin}").replace("max_num_seqs: 64", f"max_num_seqs: 64\n        {beside}")
-    told = [line.text("f") for line in check_text(text).lines if line.finding.severity == "warning"]
+    told = [line.text("f") for line in check_text(text).findings if line.severity == "warning"]
     slower = "K=2 is none of the graph tiers 0, 1, 3, 5: its steps find no full CUDA graph and run slower"
     assert any(f"user_config.mode: pin=2, in application chat: {slower}" in line for line in told) is is_told
 
@@ -561,7 +561,7 @@ def test_an_applications_variables_reach_replicas_as_serve_hands_them_down(writt
     "wrong", ["runtime_env: 5", "runtime_env: {env_vars: [A]}", "runtime_env: {env_vars: 5}", "deployments: 5"]
 )
 def test_what_has_the_wrong_form_beside_args_breaks_no_rule(wrong: str) -> None:
-    assert check_text(beside_args(wrong, replaced("max_num_seqs: 64", "max_num_seqs: 5000"))).lines
+    assert check_text(beside_args(wrong, replaced("max_num_seqs: 64", "max_num_seqs: 5000"))).findings
 
 
 def model_folder(folder: Path, *, layers: int, **more: object) -> Path:
@@ -578,7 +578,7 @@ def test_weights_kv_and_lent_blocks_are_counted_from_local_folders(tmp_path: Pat
     text = replaced("someone/target", str(target)).replace("someone/draft", str(draft))
     text = text.replace("max_num_seqs: 64", "kv_cache_memory_bytes: 1_310_720").replace("tensor_parallel_size: 2", "block_size: 16")
     (model,) = check_text(text).models
-    memory = model.model.memory
+    memory = model.memory
     assert memory.target is not None
     assert memory.draft is not None
     assert (memory.target.weight_bytes, memory.draft.weight_bytes) == (16 << 20, 4 << 20)
@@ -639,7 +639,7 @@ def test_whatever_stands_in_one_place_the_answer_is_findings(place: tuple[str | 
     for part in place[:-1]:
         inner = inner[part]
     inner[place[-1]] = value
-    for line in check_text(yaml.safe_dump(values)).lines:
+    for line in check_text(yaml.safe_dump(values)).findings:
         assert line.line >= 1
         assert "\n" not in line.text("f")
 
@@ -668,7 +668,7 @@ def test_standard_input_is_a_file_named_by_a_dash() -> None:
 def test_values_of_a_chart_are_told_to_be_rendered_first() -> None:
     chart = Path(__file__).parents[3] / "helm/nightjar"
     for file in (chart / "values.yaml", *(chart / "examples").glob("*.yaml")):
-        (line,) = check_text(file.read_text()).lines
+        (line,) = check_text(file.read_text()).findings
         assert "values of a Helm chart; render it first" in line.text("f")
 
 

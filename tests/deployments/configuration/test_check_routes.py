@@ -21,7 +21,7 @@ applications:
 
 
 def told(path: str) -> list[str]:
-    lines = [line.text("f") for line in check_text(FILE.format(path=path)).lines]
+    lines = [line.text("f") for line in check_text(FILE.format(path=path)).findings]
     return [text for text in lines if "extra_routes" in text]
 
 

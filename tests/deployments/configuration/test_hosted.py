@@ -39,7 +39,7 @@ AUTO = """\
 
 
 def test_of_a_file_that_ray_serve_llm_serves_what_another_vllm_may_know_is_left_alone() -> None:
-    assert check_text(HOSTED).lines == ()
+    assert check_text(HOSTED).findings == ()
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_of_a_file_that_ray_serve_llm_serves_what_another_vllm_may_know_is_left_
     ],
 )
 def test_a_mistake_in_them_is_told_with_its_line(before: str, after: str, message: str) -> None:
-    found = [line.text("f") for line in check_text(HOSTED.replace(before, after)).lines]
+    found = [line.text("f") for line in check_text(HOSTED.replace(before, after)).findings]
     assert len(found) == 1
     assert message in found[0]
 
@@ -87,7 +87,7 @@ PATHS = pytest.mark.parametrize("path", [RAY_IMPORT_PATH, HOSTED_IMPORT_PATH])
 
 
 def errors_of(text: str) -> list[str]:
-    return [line.text("f") for line in check_text(text).lines if line.finding.severity == "error"]
+    return [line.text("f") for line in check_text(text).findings if line.severity == "error"]
 
 
 @PATHS
@@ -154,9 +154,7 @@ def test_an_absent_folder_is_an_error_where_the_engine_would_look_for_it_on_this
     absent, elsewhere = tmp_path / "absent", "/models-of-the-cluster/chat"
     for source, is_here, severity in ((absent, False, "error"), (elsewhere, False, "warning"), (elsewhere, True, "error")):
         text = MODEL.format(path=path).replace("someone/chat", str(source))
-        found = [
-            line.finding for line in check_text(text, is_served_here=is_here).lines if "no such folder" in line.finding.message
-        ]
+        found = [line for line in check_text(text, is_served_here=is_here).findings if "no such folder" in line.message]
         assert [(finding.severity, finding.place[-1]) for finding in found] == [(severity, "model_source")]
 
 
@@ -190,7 +188,7 @@ def test_an_absent_folder_is_an_error_where_the_engine_would_look_for_it_on_this
 def test_what_a_replica_needs_is_told_as_ray_serve_llm_asks_for_it(before: str, after: str, needs: str, message: str) -> None:
     report = check_text(MODEL.format(path=HOSTED_IMPORT_PATH).replace(before, after))
     assert [model.replicas for model in report.hosted] == [needs]
-    said = [line.finding.message for line in report.lines if line.finding.severity != "advice"]
+    said = [line.message for line in report.findings if line.severity != "advice"]
     assert [message in each for each in said] == ([True] if message else [])
 
 
@@ -231,7 +229,7 @@ def test_whatever_stands_in_one_place_of_it_the_answer_is_findings(place: tuple[
     for part in place[:-1]:
         inner = inner[part]
     inner[place[-1]] = value
-    for line in check_text(yaml.safe_dump(values)).lines:
+    for line in check_text(yaml.safe_dump(values)).findings:
         assert "\n" not in line.text("f")
 
 
@@ -324,8 +322,8 @@ def test_migrating_to_it_says_who_may_call_it(tmp_path: Path) -> None:
 def test_a_file_for_gpus_is_an_error_where_it_is_served_without_any_and_advice_where_it_is_only_read(path: str) -> None:
     text = MODEL.format(path=path)
     for is_here, severity in ((True, "error"), (False, "advice")):
-        found = [line.text("f") for line in check_text(text, is_served_here=is_here, no_gpu_here=True).lines]
+        found = [line.text("f") for line in check_text(text, is_served_here=is_here, no_gpu_here=True).findings]
         assert [
             f"f:11: {severity}: " in line for line in found if "each replica asks for GPU 2, and this machine has none" in line
         ] == [True]
-    assert not any("this machine has none" in line.finding.message for line in check_text(text).lines)
+    assert not any("this machine has none" in line.message for line in check_text(text).findings)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from nightjar.deployments.configuration.check.report import check_text
+from nightjar.deployments.configuration.check.source import SourceError
 from nightjar.deployments.configuration.commands import app
 from nightjar.deployments.configuration.migrate import change as change_module
 from nightjar.deployments.configuration.migrate.adoption import add_nightjar
-from nightjar.deployments.configuration.migrate.application import MigrationError
 from nightjar.deployments.configuration.migrate.change import plan_change
 from nightjar.deployments.configuration.migrate.removal import remove_nightjar
 from nightjar.deployments.configuration.migrate.vllm_command import command_to_config, config_to_command, parse_command
@@ -36,7 +36,7 @@ def test_taking_it_out_gives_the_very_bytes_back(text: str, form: str) -> None:
 @pytest.mark.parametrize("text", YAML_FILES.values(), ids=YAML_FILES.keys())
 def test_what_comes_out_passes_the_check_and_twice_is_once(text: str) -> None:
     after = add_nightjar(text)
-    assert [line.text("f") for line in check_text(after).lines if line.finding.severity == "error"] == []
+    assert [line.text("f") for line in check_text(after).findings if line.severity == "error"] == []
     assert add_nightjar(after) == after
     assert remove_nightjar(text) == text
 
@@ -69,7 +69,7 @@ def test_an_argument_that_vllm_dropped_becomes_a_comment_where_it_says_what_vllm
     sample = RAY_SERVICES["of the shape of KubeRay's LLM samples"]
     assert "            # ray.serve.llm only: device: auto\n" in add_nightjar(sample)
     of_another = add_nightjar(sample.replace("device: auto", "device: tpu"))
-    assert [line.text("f") for line in check_text(of_another).lines if "device: no such argument" in line.text("f")]
+    assert [line.text("f") for line in check_text(of_another).findings if "device: no such argument" in line.text("f")]
 
 
 def test_engine_arguments_that_are_all_of_that_kind_go_as_a_whole() -> None:
@@ -79,7 +79,7 @@ def test_engine_arguments_that_are_all_of_that_kind_go_as_a_whole() -> None:
         alone = alone.replace(line, "")
     after = add_nightjar(alone)
     assert "# ray.serve.llm only: engine_kwargs:\n" in after
-    assert [line.text("f") for line in check_text(after).lines if line.finding.severity == "error"] == []
+    assert [line.text("f") for line in check_text(after).findings if line.severity == "error"] == []
     assert remove_nightjar(after) == alone
 
 
@@ -158,7 +158,7 @@ def test_what_an_operator_added_for_nightjar_goes_with_it() -> None:
     ],
 )
 def test_what_cannot_be_carried_over_is_refused_with_line_value_and_way_out(text: str, line: int, message: str) -> None:
-    with pytest.raises(MigrationError, match=message) as refused:
+    with pytest.raises(SourceError, match=message) as refused:
         add_nightjar(text)
     assert refused.value.line == line
 
@@ -187,10 +187,10 @@ applications:
 
 
 def test_where_our_own_builder_cannot_serve_a_file_the_refusal_offers_to_keep_ray_serve_llm() -> None:
-    with pytest.raises(MigrationError, match=r"let ray\.serve\.llm go on serving, steered .*: migrate --keep-ray-serve-llm"):
+    with pytest.raises(SourceError, match=r"let ray\.serve\.llm go on serving, steered .*: migrate --keep-ray-serve-llm"):
         add_nightjar(HOSTED)
     for neither in (HOSTED.replace("L4", "L4\n      llm_engine: SGLang", 1), HOSTED.replace("name: llm_app", "name: nightjar")):
-        with pytest.raises(MigrationError) as refused:
+        with pytest.raises(SourceError) as refused:
             add_nightjar(neither)
         assert "--keep-ray-serve-llm" not in str(refused.value)
 
@@ -200,7 +200,7 @@ def test_keeping_ray_serve_llm_changes_the_import_path_alone_and_is_taken_out_to
     after = add_nightjar(text, keep_host=True)
     line = next(number for number, line in enumerate(text.split("\n")) if "build_openai_app" in line)
     assert after.split("\n")[line] == text.split("\n")[line].replace("ray.serve.llm", "nightjar.deployments.serve_llm", 1)
-    assert [line.text("f") for line in check_text(after).lines if line.finding.severity == "error"] == []
+    assert [line.text("f") for line in check_text(after).findings if line.severity == "error"] == []
     assert add_nightjar(after, keep_host=True) == after
     assert remove_nightjar(after) == text
 
@@ -221,14 +221,14 @@ def test_what_ray_serve_llms_own_server_does_not_know_is_taken_out_as_well() -> 
 
 def test_a_server_class_of_the_users_own_is_refused_for_it_would_not_be_steered() -> None:
     text = HOSTED.replace("accelerator_type: L4\n", "accelerator_type: L4\n      server_cls: shop:Server\n", 1)
-    with pytest.raises(MigrationError, match="'shop:Server' would go on serving, but not steered: derive it from nightjar"):
+    with pytest.raises(SourceError, match="'shop:Server' would go on serving, but not steered: derive it from nightjar"):
         add_nightjar(text, keep_host=True)
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
 def test_a_command_becomes_a_config_and_the_same_command_again(command: str) -> None:
     config = command_to_config(command)
-    assert [line.text("f") for line in check_text(config).lines if line.finding.severity == "error"] == []
+    assert [line.text("f") for line in check_text(config).findings if line.severity == "error"] == []
     assert config_to_command(config) == f"{command}\n"
 
 
@@ -300,7 +300,7 @@ def test_values_survive_a_command_written_from_them(arguments: dict[str, object]
     ],
 )
 def test_a_command_that_cannot_be_carried_over_is_refused(command: str, message: str) -> None:
-    with pytest.raises(MigrationError) as refused:
+    with pytest.raises(SourceError) as refused:
         parse_command(command)
     assert message in str(refused.value)
     assert ("close its quotes" in str(refused.value)) == (command == "vllm serve 'm")
@@ -318,7 +318,7 @@ def test_a_command_is_read_as_a_shell_reads_it() -> None:
 def test_an_edited_config_without_a_command_in_it_is_refused() -> None:
     header = command_to_config("vllm serve m").split("\n")[0]
     for rest in ("applications: [", "applications:\n- 3\n", "applications: []\n", "{}\n"):
-        with pytest.raises(MigrationError):
+        with pytest.raises(SourceError):
             config_to_command(f"{header}\n{rest}")
     edited = command_to_config("vllm serve m").replace("route_prefix: /\n", "route_prefix: /chat\n", 1)
     edited = edited.replace("port: 8000", "port: 8000, request_timeout_s: 60").replace("port: 8000", "port: null")
@@ -350,11 +350,11 @@ def test_what_somebody_wrote_into_what_migrate_added_is_not_taken_out_with_it() 
     after = add_nightjar(SERVE_FILES["what only ray.serve.llm knows"])
     header = next(line for line in after.split("\n") if line.strip().startswith("deployment_config:"))
     indent = " " * (len(header) - len(header.lstrip(" ")) + 2)
-    with pytest.raises(MigrationError, match="deployment_config: migrate added this line, and num_replicas stands there now"):
+    with pytest.raises(SourceError, match="deployment_config: migrate added this line, and num_replicas stands there now"):
         remove_nightjar(after.replace(header, f"{header}\n{indent}num_replicas: 3"))
-    with pytest.raises(MigrationError, match="ray_actor_options: migrate added this line, and num_cpus stands there now"):
+    with pytest.raises(SourceError, match="ray_actor_options: migrate added this line, and num_cpus stands there now"):
         remove_nightjar(after.replace("{num_gpus: 2}", "{num_gpus: 2, num_cpus: 4}"))
-    with pytest.raises(MigrationError, match="begins below its dash"):
+    with pytest.raises(SourceError, match="begins below its dash"):
         remove_nightjar(after.replace("- name: nightjar\n", "-\n  name: nightjar\n"))
 
 

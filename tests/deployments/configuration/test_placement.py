@@ -60,9 +60,9 @@ def findings(models: list[dict[str, Any]], *groups: dict[str, Any], env: Any = P
     head = {"rayStartParams": {}, "template": {"spec": {"containers": [{"name": "head", "env": env}]}}}
     spec = {"rayClusterConfig": {"headGroupSpec": head, **cluster, "workerGroupSpecs": list(groups)}}
     manifest = yaml.safe_dump({"kind": "RayService", "spec": spec}, sort_keys=False)
-    lines = check_text(f"{manifest}  serveConfigV2: |\n{indent(config, '    ')}").lines
-    ours = [line.finding for line in lines if "wait" in line.finding.message or "were not counted" in line.finding.message]
-    others = [line.finding for line in lines if line.finding.severity == "error" and line.finding not in ours]
+    lines = check_text(f"{manifest}  serveConfigV2: |\n{indent(config, '    ')}").findings
+    ours = [line for line in lines if "wait" in line.message or "were not counted" in line.message]
+    others = [line for line in lines if line.severity == "error" and line not in ours]
     assert others == []
     return [f"{finding.severity}: {finding.message}" for finding in ours]
 
@@ -151,7 +151,7 @@ spec:
     workerGroupSpecs:
     - {groupName: g, replicas: 4, template: {spec: {containers: [{resources: {limits: {nvidia.com/gpu: 1}}}]}}}
 """
-    messages = [line.finding.message for line in check_text(text).lines]
+    messages = [line.message for line in check_text(text).findings]
     assert any(message.startswith("5 of 9 replicas would wait for ever") for message in messages)
 
 

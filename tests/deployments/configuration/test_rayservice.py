@@ -55,7 +55,7 @@ AS_LIST = "apiVersion: v1\nkind: List\nitems:\n- " + indent(MANIFEST, "  ").lstr
 
 def of_cluster(text: str) -> list[str]:
     """What is said of places in the manifest."""
-    return [line.text("f") for line in check_text(text).lines if line.finding.place[:1] == ("spec",)]
+    return [line.text("f") for line in check_text(text).findings if line.place[:1] == ("spec",)]
 
 
 def test_the_supported_ray_is_the_one_that_the_package_needs() -> None:
@@ -121,8 +121,8 @@ def test_a_list_is_read_as_the_manifests_that_it_holds() -> None:
         for text in (MANIFEST, AS_LIST)
     )
     assert alone.num_errors > 0
-    assert [line.line - shift for line in listed.lines] == [line.line for line in alone.lines]
-    assert [line.finding for line in listed.lines] == [line.finding for line in alone.lines]
+    assert [line.line - shift for line in listed.findings] == [line.line for line in alone.findings]
+    assert list(listed.findings) == list(alone.findings)
 
 
 def test_no_error_is_only_said_of_what_was_read(tmp_path: Path) -> None:

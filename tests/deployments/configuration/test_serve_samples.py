@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nightjar.deployments.configuration.check.report import check_text
+from nightjar.deployments.configuration.check.source import SourceError
 from nightjar.deployments.configuration.migrate.adoption import add_nightjar
-from nightjar.deployments.configuration.migrate.application import MigrationError
 from nightjar.deployments.configuration.migrate.removal import remove_nightjar
 
 ROOT = Path(__file__).parents[3]
@@ -58,7 +58,7 @@ def test_every_sample_of_the_folder_is_among_them() -> None:
 def test_a_sample_is_written_and_taken_out_byte_for_byte_or_refused_in_one_line(sample: str, keep_host: bool) -> None:
     text, message = text_of(sample), REFUSED[sample][keep_host]
     if message:
-        with pytest.raises(MigrationError, match=message) as refused:
+        with pytest.raises(SourceError, match=message) as refused:
             add_nightjar(text, keep_host=keep_host)
         assert ("--keep-ray-serve-llm" in str(refused.value)) == (not keep_host and REFUSED[sample][True] == WRITTEN)
         assert "\n" not in str(refused.value)
@@ -73,11 +73,14 @@ def test_a_sample_is_written_and_taken_out_byte_for_byte_or_refused_in_one_line(
 def test_what_was_written_has_no_error_but_that_the_sample_s_image_lacks_nightjar(sample: str, keep_host: bool) -> None:
     if REFUSED[sample][keep_host]:
         return
-    errors = [line.finding for line in check_text(add_nightjar(text_of(sample), keep_host=keep_host)).lines]
-    errors = [finding for finding in errors if finding.severity == "error"]
+    errors = [
+        finding
+        for finding in check_text(add_nightjar(text_of(sample), keep_host=keep_host)).findings
+        if finding.severity == "error"
+    ]
     assert [finding.message for finding in errors if "has no nightjar-serve" not in finding.message] == []
     assert bool(errors) == sample.startswith("kuberay/"), "these have pods with an image of Ray's"
 
 
 def test_a_sample_has_no_error_before_it_is_migrated(sample: str) -> None:
-    assert [line.text(sample) for line in check_text(text_of(sample)).lines if line.finding.severity == "error"] == []
+    assert [line.text(sample) for line in check_text(text_of(sample)).findings if line.severity == "error"] == []

@@ -29,16 +29,16 @@ def test_there_are_files_for_every_place_and_the_papers_pairs() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_file_passes_the_check_and_is_steered(path: Path) -> None:
     report = check_text(path.read_text())
-    assert [line.text(path.name) for line in report.lines if line.finding.severity == "error"] == []
+    assert [line.text(path.name) for line in report.findings if line.severity == "error"] == []
     assert len(report.models) == 1
-    assert report.models[0].model.outlook.arguments.serving_plainly == ""
-    assert report.models[0].model.outlook.facts.drafter_kind in STEERABLE
+    assert report.models[0].outlook.arguments.serving_plainly == ""
+    assert report.models[0].outlook.facts.drafter_kind in STEERABLE
 
 
 @pytest.mark.parametrize("path", GPU_CONFIGS, ids=lambda path: path.stem)
 def test_a_gpu_file_has_no_warning_but_of_a_draft_that_is_not_on_this_machine_and_says_that_it_never_ran_there(path: Path) -> None:
     text = path.read_text()
-    warnings = [line.finding.message for line in check_text(text).lines if line.finding.severity == "warning"]
+    warnings = [line.message for line in check_text(text).findings if line.severity == "warning"]
     assert [message for message in warnings if not message.endswith("': no such folder")] == []
     assert len(warnings) == path.stem.startswith("paper-")
     assert "Never ran on a GPU" in text

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from nightjar.deployments.configuration.check.report import check_text
 from nightjar.deployments.configuration.check.source import MAX_NODES, SourceError, read_sources
 from nightjar.deployments.configuration.migrate.adoption import add_nightjar
-from nightjar.deployments.configuration.migrate.application import MigrationError
 
 
 def bomb(levels: int, width: int = 10) -> str:
@@ -21,12 +20,12 @@ def bomb(levels: int, width: int = 10) -> str:
 
 @pytest.mark.parametrize("levels", [6, 9, 60])
 def test_aliases_that_expand_to_a_huge_file_are_refused_in_one_line(levels: int) -> None:
-    (line,) = check_text(bomb(levels)).lines
+    (line,) = check_text(bomb(levels)).findings
     assert line.text("f").startswith("f:1: error: ")
     assert f"values with its aliases written out; at most {MAX_NODES:,} are read: take aliases out, or split the file" in line.text(
         "f"
     )
-    with pytest.raises(MigrationError, match="at most"):
+    with pytest.raises(SourceError, match="at most"):
         add_nightjar(bomb(levels))
 
 
@@ -37,13 +36,13 @@ def test_an_alias_of_what_holds_it_has_no_end_and_is_refused() -> None:
 
 @pytest.mark.parametrize("levels", [300, 5000])
 def test_a_long_chain_of_aliases_is_findings_and_no_crash(levels: int) -> None:
-    for line in check_text(bomb(levels, 1)).lines:
+    for line in check_text(bomb(levels, 1)).findings:
         assert "\n" not in line.text("f")
 
 
 def test_a_bomb_inside_a_rayservice_is_told_at_the_manifests_line() -> None:
     config = "".join(f"    {line}\n" for line in bomb(9).splitlines())
-    (line,) = check_text(f"kind: RayService\nspec:\n  serveConfigV2: |\n{config}").lines
+    (line,) = check_text(f"kind: RayService\nspec:\n  serveConfigV2: |\n{config}").findings
     assert line.text("f").startswith("f:4: error: 2,345,679,021 values with its aliases")
 
 
