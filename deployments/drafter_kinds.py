@@ -46,11 +46,6 @@ class DrafterKind:
         """What of Nightjar keeps it from running whole at K = 0; None where it has no model to run."""
         return Layer.SLEEPING if self.can_sleep else Layer.HEADS if self.is_head else None
 
-    @property
-    def is_steered_on_v2(self) -> bool:
-        """By vLLM or by our worker."""
-        return self.obeys_k_on_v2 or self.is_made_to_obey_on_v2
-
 
 _ALL: Final = (
     DrafterKind(SEPARATE_DRAFT_MODEL, obeys_k=True, is_made_to_obey_on_v2=True, can_sleep=True),

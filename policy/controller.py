@@ -20,7 +20,7 @@ from nightjar.policy.operator.canary.trial import Trial, resumed
 from nightjar.policy.operator.freeze import Freeze
 from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.priors import seeded
-from nightjar.policy.state import FleetState, forgotten, learned, with_learned, without_grants
+from nightjar.policy.state import FleetState, forgotten, learned, with_learned
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import LoadReport
 from nightjar.policy.wire.settings import IssuedSettings, Settings
@@ -81,7 +81,7 @@ class Controller:
 
     def await_leases(self, since_s: float) -> None:
         """Grant nothing until every lease has ended that another policy may have granted until `since_s` (INV-6)."""
-        self.state = without_grants(self.state, since_s)
+        self.state = replace(self.state, quiet_since_s=since_s)
 
     def take_up(
         self,

@@ -208,18 +208,6 @@ class FleetState:
     past_canaries: tuple[str, ...] = ()
 
 
-def empty_fleet() -> FleetState:
-    """A fleet nobody has reported to yet."""
-    return FleetState()
-
-
-def without_grants(state: FleetState, now_s: float) -> FleetState:
-    """The state of a policy that begins at `now_s` and cannot know what another granted before: a new incarnation, or one that
-    rose above another's. It grants nothing until every such lease has ended (INV-6).
-    """
-    return replace(state, quiet_since_s=now_s)
-
-
 def learned(state: FleetState) -> LearnedTables:
     """What is worth storing; the groups with the most evidence where not all fit."""
     ranked = sorted(

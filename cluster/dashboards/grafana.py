@@ -45,7 +45,7 @@ class _NotFoundError(GrafanaError):
 class GrafanaServer:
     """A Grafana behind `url`, a path included if it is served under one. Every call may raise GrafanaError."""
 
-    def __init__(self, url: str, token: SecretStr, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, url: str, token: SecretStr) -> None:
         self._url = url.rstrip("/")
         parts = checked_address("--url", self._url)
         self._face = GrafanaFace(
@@ -53,7 +53,7 @@ class GrafanaServer:
             host=parts.netloc,
             protocol=parts.scheme,
             url_path_prefix=f"{parts.path.lstrip('/')}/" if parts.path.strip("/") else "",
-            timeout=timeout_s,
+            timeout=TIMEOUT_S,
         )
         self._face.api.s.trust_env = parts.hostname not in LOOPBACK_HOSTS
 

@@ -76,18 +76,8 @@ def begun(
         parse_operator_settings({**settings.model_dump(mode="json", exclude_none=True), **request.settings})
     except (SettingsError, ValueError) as error:
         raise refused(str(error)) from error
-    order = CanaryOrder(
-        mode=request.mode,
-        max_step_ms=request.max_step_ms,
-        settings=request.settings,
-        share=request.share,
-        application=request.application,
-        since_s=now_s,
-        expires_at_s=None if request.for_s is None else now_s + request.for_s,
-        reason=request.reason,
-        block_s=request.block_s,
-        over=settings.mode,
-    )
+    expires_at_s = None if request.for_s is None else now_s + request.for_s
+    order = CanaryOrder.model_validate(dict(request) | {"since_s": now_s, "expires_at_s": expires_at_s, "over": settings.mode})
     if not _has_arms(order, fleet):
         field, value = ("share", order.share) if order.share is not None else ("application", order.application)
         raise refused(

@@ -59,16 +59,11 @@ def apply_request(
     if request.mode is None:
         return tuple(held for held in overrides if (held.scope, held.name) != (request.scope, request.name)), None
     before = fleet_override(overrides, now_s) if request.scope == "fleet" else None
-    override = ModeOverride(
-        scope=request.scope,
-        name=request.name,
-        mode=request.mode,
-        max_step_ms=request.max_step_ms,
-        planner=request.planner,
-        anew_at_s=now_s if request.learned == "reset" else before.anew_at_s if before is not None else None,
-        expires_at_s=None if request.for_s is None else now_s + request.for_s,
-        reason=request.reason,
-    )
+    times = {
+        "anew_at_s": now_s if request.learned == "reset" else before.anew_at_s if before is not None else None,
+        "expires_at_s": None if request.for_s is None else now_s + request.for_s,
+    }
+    override = ModeOverride.model_validate(dict(request) | times)
     changed = set_override(overrides, override)
     if len(changed) > MAX_OVERRIDES:
         raise refused(f"name: {request.name!r} would be override {len(changed)}, at most {MAX_OVERRIDES} hold at once")
@@ -92,16 +87,8 @@ def in_words(override: ModeOverride) -> str:
 
 def override_status(override: ModeOverride, now_s: float) -> OverrideStatus:
     """How `status` shows an override."""
-    return OverrideStatus(
-        scope=override.scope,
-        name=override.name,
-        mode=override.mode,
-        max_step_ms=override.max_step_ms,
-        planner=override.planner,
-        reason=override.reason,
-        carried_from=override.carried_from,
-        seconds_left=None if override.expires_at_s is None else max(override.expires_at_s - now_s, 0.0),
-    )
+    seconds_left = None if override.expires_at_s is None else max(override.expires_at_s - now_s, 0.0)
+    return OverrideStatus.model_validate(dict(override) | {"seconds_left": seconds_left})
 
 
 def _limit(max_step_ms: float | None) -> str:

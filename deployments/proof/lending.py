@@ -21,7 +21,6 @@ BACK_AFTER_STEPS: Final = 30
 LEASE_S: Final = 600.0
 LENDING_KV_BYTES: Final = 2 << 20
 """About twenty blocks of the tiny target and its draft: fewer than the crowd needs."""
-LENDING_SCENARIO: Final = "a draft that lends its memory"
 
 
 def crowd(max_tokens: int = 72, cycle: int = 0) -> list[GenerationRequest]:

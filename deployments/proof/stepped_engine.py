@@ -57,10 +57,6 @@ class SteppedEngine(DrivenEngine):
         """Send a command through the control channel."""
         return EngineSnapshot.from_wire(self.core.nightjar_exchange(command.to_wire()))
 
-    def blocks_in_use(self) -> int:
-        """KV blocks that requests hold."""
-        return sum(block.ref_cnt > 0 and not block.is_null for block in self.scheduler.kv_cache_manager.block_pool.blocks)
-
     def is_idle(self) -> bool:
         """As in any engine, after the steps that are in flight: beside a KV connector they hold the blocks of requests that ended.
 

@@ -62,11 +62,6 @@ class Verdict:
     tokens: int = 0
     """Tokens that were compared."""
 
-    @property
-    def is_proved(self) -> bool:
-        """Whether nothing is wrong."""
-        return not (self.texts or self.lengths or self.missed)
-
 
 def judge(engine: Judged, outcome: Outcome, reference: Outcome, near_tie: float = NEAR_TIE) -> Verdict:
     """Hold one engine's run against that of plain decoding."""

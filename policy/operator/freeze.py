@@ -66,13 +66,7 @@ class Freeze(Record):
     def status(self, now_s: float) -> FreezeStatus:
         """How status and explain show it."""
         left_s = None if self.expires_at_s is None else max(self.expires_at_s - now_s, 0.0)
-        return FreezeStatus(
-            since_s=self.since_s,
-            reason=self.reason,
-            carried_from=self.carried_from,
-            expires_at_s=self.expires_at_s,
-            seconds_left=left_s,
-        )
+        return FreezeStatus.model_validate(dict(self) | {"seconds_left": left_s})
 
     def plan_of(self, group_id: str, key: GroupKey, present: GroupPlan | None) -> GroupPlan:
         """The plan that a group runs while it lasts: `present`, with all its reasons, where that is the held one."""

@@ -85,6 +85,10 @@ class EngineProcess(SteppedEngine):
         if step % TOGGLE_EVERY_STEPS == 0:
             self.steer(TOGGLED[step // TOGGLE_EVERY_STEPS % len(TOGGLED)])
 
+    def blocks_in_use(self) -> int:
+        """KV blocks that requests hold."""
+        return sum(block.ref_cnt > 0 and not block.is_null for block in self.scheduler.kv_cache_manager.block_pool.blocks)
+
     def ask_workers(self, question: Callable[[Any], Any]) -> list[Any]:
         """The answer of each rank's worker."""
         answers: list[Any] = self.core.model_executor.collective_rpc(question)

@@ -12,6 +12,7 @@ from tests.gpu_paths.engines.combinations import (
     REFERENCE,
     SERVED_PLAINLY,
     STEERED,
+    STEERED_ON_V2,
     Combination,
 )
 
@@ -19,9 +20,7 @@ from tests.gpu_paths.engines.combinations import (
 def test_every_drafter_that_we_steer_is_proved_on_runner_v1_and_where_it_obeys_on_v2() -> None:
     proved = {(each.runner, each.drafter) for each in STEERED}
     assert proved >= {(1, drafter) for drafter in STEERABLE}
-    assert {drafter for runner, drafter in proved if runner == 2} == {
-        kind.method for kind in KINDS.values() if kind.is_steered_on_v2
-    }
+    assert {drafter for runner, drafter in proved if runner == 2} == STEERED_ON_V2
     assert {each.scheduling for each in STEERED if KINDS[each.drafter].runs_asynchronously} == {"sync", "async"}
 
 

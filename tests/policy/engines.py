@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from nightjar.policy.decision.fleet import decide
 from nightjar.policy.intake import observe
 from nightjar.policy.operator.overrides import ModeOverride
-from nightjar.policy.state import FleetState, empty_fleet
+from nightjar.policy.state import FleetState
 from nightjar.policy.step.counters import StepCount, StepCounters
 from nightjar.policy.step.steering import Steering
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
@@ -129,7 +129,7 @@ class Fleet:
     replicas: Sequence[Replica]
     settings: OperatorSettings = AUTO
     overrides: tuple[ModeOverride, ...] = ()
-    state: FleetState = field(default_factory=empty_fleet)
+    state: FleetState = field(default_factory=FleetState)
     rng: random.Random = field(default_factory=lambda: random.Random(1))
     now_s: float = 0.0
     decisions: dict[str, Settings] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from nightjar.policy.decision.fleet import decide
 from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.evidence.cells import Cell
 from nightjar.policy.intake import observe
-from nightjar.policy.state import FleetState, empty_fleet
+from nightjar.policy.state import FleetState
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import (
@@ -53,7 +53,7 @@ def cumulative_steps(report: LoadReport) -> dict[Cell, int]:
 
 
 def take(reports: list[LoadReport], state: FleetState | None = None) -> FleetState:
-    state = state or empty_fleet()
+    state = state or FleetState()
     for number, report in enumerate(reports):
         state, _ = observe(state, report, 0.1 * number, PATIENT)
     return state
@@ -124,7 +124,7 @@ def test_an_idle_replica_is_heard_without_new_steps() -> None:
 
 def test_a_report_held_up_on_its_way_counts_with_the_next_one() -> None:
     replica, rng = Replica("a", batch=1), random.Random(0)
-    state, _ = observe(empty_fleet(), replica.report(), 0.0, PATIENT)
+    state, _ = observe(FleetState(), replica.report(), 0.0, PATIENT)
     for _ in range(1000):
         replica.step(0, clean=True, rng=rng)
     state, ignored = observe(state, replica.report(), 0.1, PATIENT)
@@ -148,7 +148,7 @@ def restarted(replica: Replica, step_count: int, restarts: int, failed_probes: i
 
 def test_what_restarts_cost_waits_for_the_group_and_counts_once() -> None:
     replica = Replica("a", batch=0)
-    state, _ = observe(empty_fleet(), restarted(replica, 0, 0, 0), 0.0, PATIENT)
+    state, _ = observe(FleetState(), restarted(replica, 0, 0, 0), 0.0, PATIENT)
     report = restarted(replica, 10, 2, 1)
     state, ignored = observe(state, report, 1.0, PATIENT)
     assert ignored == ""
@@ -159,7 +159,7 @@ def test_what_restarts_cost_waits_for_the_group_and_counts_once() -> None:
 
 @pytest.mark.parametrize("silent_first", [False, True])
 def test_restarts_and_failed_probes_of_before_the_first_report_count_nothing_but_what_they_cost_does(silent_first: bool) -> None:
-    replica, state = Replica("a", batch=0), empty_fleet()
+    replica, state = Replica("a", batch=0), FleetState()
     if silent_first:
         failed_call = EngineSnapshot(counters=Counters(engine_id=NO_ENGINE_ID))
         state, _ = observe(state, replica.report(snapshot=failed_call), 0.0, PATIENT)
@@ -200,7 +200,7 @@ def test_a_replica_that_comes_back_after_its_timeout_counts_nothing_twice_and_fr
 
 def test_failed_probes_of_before_a_silence_do_not_freeze_the_group_that_hears_of_them_again() -> None:
     replica = Replica("a", batch=0)
-    state, _ = observe(empty_fleet(), restarted(replica, 0, 0, 0), 0.0, AUTO)
+    state, _ = observe(FleetState(), restarted(replica, 0, 0, 0), 0.0, AUTO)
     state, _ = observe(state, restarted(replica, 10, 4, 2), 1.0, AUTO)
     _, state = decide(state, AUTO, (), 1.0, random.Random(0))
     _, state = decide(state, AUTO, (), 400.0, random.Random(0))
@@ -236,7 +236,7 @@ def test_a_replica_that_comes_back_with_a_new_engine_loses_none_of_its_first_ste
 
 def test_inv_8_of_those_that_fell_silent_no_more_are_remembered_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet_module, "MAX_REPLICAS", 3)
-    state = empty_fleet()
+    state = FleetState()
     for number in range(8):
         state, _ = observe(state, Replica(f"r{number}").report(), 100.0 * number, AUTO)
         _, state = decide(state, AUTO, (), 100.0 * number + 50.0, random.Random(0))
@@ -245,7 +245,7 @@ def test_inv_8_of_those_that_fell_silent_no_more_are_remembered_than_there_may_b
 
 def test_squares_that_no_steps_can_have_are_held_to_what_the_longest_have() -> None:
     counters = Counters(engine_id="engine-1", step_count=10, cells=(cell(log_step_seconds_squared=1e13),))
-    state, _ = observe(empty_fleet(), Replica("a", batch=2).report(snapshot=EngineSnapshot(counters=counters)), 0.0, PATIENT)
+    state, _ = observe(FleetState(), Replica("a", batch=2).report(snapshot=EngineSnapshot(counters=counters)), 0.0, PATIENT)
     (told,) = state.replicas["a"].new_evidence.cells.values()
     assert told.log_seconds_squared == pytest.approx(10 * math.log(1e-5) ** 2)
 
@@ -265,7 +265,7 @@ def test_restarts_no_engine_can_have_are_left_out(changes: dict[str, object]) ->
     replica = Replica("a", batch=0)
     before = Counters(engine_id="engine-1", step_count=10, catch_up=CAUGHT_UP)
     after = Counters.model_validate({"engine_id": "engine-1", "step_count": 20, **changes})
-    state, _ = observe(empty_fleet(), replica.report(snapshot=EngineSnapshot(counters=before)), 0.0, PATIENT)
+    state, _ = observe(FleetState(), replica.report(snapshot=EngineSnapshot(counters=before)), 0.0, PATIENT)
     state, ignored = observe(state, replica.report(snapshot=EngineSnapshot(counters=after)), 1.0, PATIENT)
     assert ignored.endswith("its counts are left out")
     assert state.replicas["a"].new_restarts.catch_up.steps == 10.0
@@ -310,7 +310,7 @@ def test_counters_no_engine_can_have_are_left_out_with_what_was_wrong(absurd: Ce
     counters = Counters(engine_id="engine-1", step_count=100, cells=(absurd,))
     report = Replica("a", batch=2).report()
     report = report.model_copy(update={"snapshot": report.snapshot.model_copy(update={"counters": counters})})
-    state, ignored = observe(empty_fleet(), report, 0.0, PATIENT)
+    state, ignored = observe(FleetState(), report, 0.0, PATIENT)
     assert said in ignored
     assert new_steps(state) == {}
 
@@ -321,7 +321,7 @@ def test_counts_that_fall_are_left_out() -> None:
         counters = Counters(engine_id="engine-1", step_count=step_count, cells=cells)
         return report.model_copy(update={"snapshot": report.snapshot.model_copy(update={"counters": counters})})
 
-    state, _ = observe(empty_fleet(), reported(100, cell()), 0.0, PATIENT)
+    state, _ = observe(FleetState(), reported(100, cell()), 0.0, PATIENT)
     for later, said in (
         (reported(101, cell(steps=9)), "cell (bucket 1, K=2): -1 steps more than before"),
         (reported(101), "cell (bucket 1, K=2): counted before and missing now"),
@@ -347,14 +347,14 @@ def test_a_batch_larger_than_the_group_allows_does_not_stop_the_fleet_from_decid
 
 def test_a_failed_call_of_the_engine_tells_that_the_replica_lives_and_retires_no_engine() -> None:
     first, second = history(3, reports=2)
-    state, _ = observe(empty_fleet(), first, 0.0, PATIENT)
+    state, _ = observe(FleetState(), first, 0.0, PATIENT)
     failed = first.model_copy(update={"snapshot": EngineSnapshot(counters=Counters(engine_id=NO_ENGINE_ID), refused="it hangs")})
     state, said = observe(state, failed, 7.0, PATIENT)
     assert said == ""
     assert state.replicas["a"].heard_at_s == 7.0
     state, said = observe(state, second, 8.0, PATIENT)
     assert said == ""
-    spared, _ = observe(observe(empty_fleet(), first, 0.0, PATIENT)[0], second, 8.0, PATIENT)
+    spared, _ = observe(observe(FleetState(), first, 0.0, PATIENT)[0], second, 8.0, PATIENT)
     assert new_steps(state) == new_steps(spared)
 
 

@@ -15,7 +15,7 @@ from nightjar.policy.evidence.counting import MOST_CHUNK_TOKENS, MOST_CONTEXT_TO
 from nightjar.policy.intake import observe
 from nightjar.policy.learned import LearnedGroup, LearnedTables, measurable
 from nightjar.policy.priors import exported
-from nightjar.policy.state import empty_fleet, learned
+from nightjar.policy.state import FleetState, learned
 from nightjar.policy.status.fleet import fleet_status
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.wire.report import CatchUpCounters, CellCounters, Counters, EngineLoad, EngineSnapshot, GroupKey, LoadReport
@@ -77,7 +77,7 @@ reports_at_the_limits = st.builds(
 @pytest.mark.heavy
 @given(st.lists(reports_at_the_limits, min_size=1, max_size=4))
 def test_inv_10_whatever_counting_admits_can_be_decided_on_shown_stored_and_exported(told: list[Counters]) -> None:
-    state = empty_fleet()
+    state = FleetState()
     for number, counters in enumerate(told):
         load = EngineLoad(decode_batch_size=KEY.max_num_seqs)
         report = LoadReport(

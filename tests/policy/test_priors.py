@@ -23,7 +23,7 @@ from nightjar.policy.learned import LearnedCell, LearnedGroup, measurable
 from nightjar.policy.planners.fleet import DOUBT_DEVIATIONS
 from nightjar.policy.priors import MAX_SEED_GROUPS, MOST_SEED_ROWS, MOST_SEED_STEPS, REST_S, exported, seeded
 from nightjar.policy.restarts.leases import GroupRestarts
-from nightjar.policy.state import FleetState, GroupState, empty_fleet, learned
+from nightjar.policy.state import FleetState, GroupState, learned
 from nightjar.policy.status.fleet import fleet_status
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range
 from tests.policy.engines import ACCEPTANCE, AUTO, KEY, MAX_NUM_SEQS, Fleet, Replica, best_length, step_seconds, table
@@ -58,7 +58,7 @@ def everything(*, log_error: float = 0.0) -> dict[Cell, CellEvidence]:
 
 def warm_fleet(*replicas: Replica, seed: LearnedGroup | None = None) -> Fleet:
     """Replicas under a policy that starts with a seed."""
-    return Fleet(list(replicas), state=seeded(empty_fleet(), [seed or seed_of(everything())]))
+    return Fleet(list(replicas), state=seeded(FleetState(), [seed or seed_of(everything())]))
 
 
 def known(fleet: Fleet) -> GroupState:
@@ -191,7 +191,7 @@ def test_a_seed_does_not_age_while_it_waits() -> None:
 
 
 def test_the_number_of_waiting_groups_is_bounded_and_the_latest_are_kept() -> None:
-    state = empty_fleet()
+    state = FleetState()
     one = seed_of({Cell(0, 0): cell_of(0, 0)})
     keys = [KEY.model_copy(update={"target": f"model-{number}"}) for number in range(MAX_SEED_GROUPS + 5)]
     for key in keys:
@@ -275,7 +275,7 @@ def test_an_exported_group_planted_elsewhere_plans_as_its_exporter_does_and_expo
     state = joined(FleetState(groups={KEY.group_id: GroupState(KEY, Evidence(evidence, acceptance))}))
     seeds = exported(state, NOW_S)
     exporter = decided(state, NOW_S + 1.0)
-    importer = decided(joined(seeded(empty_fleet(), seeds)), NOW_S + 1.0)
+    importer = decided(joined(seeded(FleetState(), seeds)), NOW_S + 1.0)
     mine, theirs = group_of(exporter), group_of(importer)
 
     assert theirs.evidence.cells.keys() == mine.evidence.cells.keys()
@@ -285,7 +285,7 @@ def test_an_exported_group_planted_elsewhere_plans_as_its_exporter_does_and_expo
         assert after.step_seconds == pytest.approx(before.step_seconds, rel=1e-9)
         assert after.rows / after.steps == pytest.approx(before.rows / before.steps, rel=1e-9)
     again = exported(importer, NOW_S + 1.0)
-    assert without_ages(exported(decided(joined(seeded(empty_fleet(), again)), NOW_S + 1.0), NOW_S + 1.0)) == without_ages(again)
+    assert without_ages(exported(decided(joined(seeded(FleetState(), again)), NOW_S + 1.0), NOW_S + 1.0)) == without_ages(again)
 
     assert mine.estimate is not None
     assert theirs.estimate is not None

@@ -14,7 +14,7 @@ from nightjar.policy.decision.fleet import decide
 from nightjar.policy.evidence.cells import Cell
 from nightjar.policy.intake import observe
 from nightjar.policy.priors import MOST_SEED_ROWS, MOST_SEED_STEPS, exported, seeded
-from nightjar.policy.state import FleetState, GroupState, empty_fleet, learned, with_learned
+from nightjar.policy.state import FleetState, GroupState, learned, with_learned
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from tests.policy.engines import AUTO, KEY, Replica
 
@@ -29,12 +29,12 @@ class Cluster:
     """One fleet of one replica: what it knows, and its engine."""
 
     name: str
-    state: FleetState = field(default_factory=empty_fleet)
+    state: FleetState = field(default_factory=FleetState)
     now_s: float = 0.0
     rng: random.Random = field(default_factory=lambda: random.Random(0))
 
     def __post_init__(self) -> None:
-        self.begin(empty_fleet(), engine_id="engine-1")
+        self.begin(FleetState(), engine_id="engine-1")
 
     def begin(self, state: FleetState, engine_id: str) -> None:
         self.state = state
@@ -58,11 +58,11 @@ class Cluster:
         self.tell()
 
     def restart_the_policy(self) -> None:
-        self.state = with_learned(empty_fleet(), learned(self.state))
+        self.state = with_learned(FleetState(), learned(self.state))
         self.tell()
 
     def lose_everything(self) -> None:
-        self.begin(empty_fleet(), engine_id=f"{self.replica.engine_id}+")
+        self.begin(FleetState(), engine_id=f"{self.replica.engine_id}+")
 
     @property
     def group(self) -> GroupState:

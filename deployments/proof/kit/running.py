@@ -166,12 +166,11 @@ def _run(task: Task, chosen: Chosen, folder: Path, choice: Path) -> Ended:
         finally:
             _end(process)
             _RUNNING.discard(process)
+    if process.returncode < 0 and not ended and not file.is_file():
+        ended = f"ChildProcessError: ended by signal {-process.returncode}"
     if ended:
         with file.with_suffix(".log").open("a", encoding="utf-8") as log_text:
             log_text.write(f"\n{ended}\n")
-    if process.returncode < 0 and not ended and not file.is_file():
-        with file.with_suffix(".log").open("a", encoding="utf-8") as log_text:
-            log_text.write(f"\nChildProcessError: ended by signal {-process.returncode}\n")
     return Ended(task, time.monotonic() - began_s, "" if file.is_file() else _why(file))
 
 

@@ -17,7 +17,7 @@ from nightjar.policy.operator.canary.compare import Work
 from nightjar.policy.operator.canary.order import CanaryOrder
 from nightjar.policy.operator.canary.trial import Trial
 from nightjar.policy.operator.overrides import ModeOverride
-from nightjar.policy.state import empty_fleet
+from nightjar.policy.state import FleetState
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.status import CanaryStatus, in_utc
@@ -139,7 +139,7 @@ async def test_a_winner_waits_for_the_operator_who_promotes_it() -> None:
 
 def test_what_a_promoted_canary_did_not_try_stays_as_it_is_by_hand() -> None:
     order = CanaryOrder(max_step_ms=40.0, share=0.5, since_s=0.0, over=Mode.parse("shadow"))
-    fleet = replace(empty_fleet(), canary=Trial(order, phase="better"))
+    fleet = replace(FleetState(), canary=Trial(order, phase="better"))
     by_hand = ModeOverride(scope="fleet", mode=Mode.parse("auto"), planner="fixed")
     settings = OperatorSettings(mode=Mode.parse("shadow"))
     assert promotion(fleet, settings, (by_hand,), 1.0) == {

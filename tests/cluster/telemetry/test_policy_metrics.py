@@ -13,7 +13,7 @@ from nightjar.policy import controller
 from nightjar.policy.operator.canary.order import CanaryOrder
 from nightjar.policy.operator.canary.trial import Trial
 from nightjar.policy.operator.canary.verdict import GoodputRatio
-from nightjar.policy.state import empty_fleet
+from nightjar.policy.state import FleetState
 from nightjar.policy.status.fleet import Predicted
 from nightjar.policy.wire.mode import Mode
 from tests.cluster.protocol import Replica, running_service, settled
@@ -95,7 +95,7 @@ def test_nothing_predicted_is_absent_and_not_zero() -> None:
 
 
 def test_a_policy_without_replicas_exports_no_group() -> None:
-    assert look(empty_fleet(), 5.0, 0.0) == {}
+    assert look(FleetState(), 5.0, 0.0) == {}
 
 
 def test_prediction_is_the_plans_over_the_batches_that_run() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nightjar.deployments.proof.scenarios import CAPPED_SCENARIO
-from nightjar.deployments.proof.verdict import difference, judge
+from nightjar.deployments.proof.verdict import Verdict, difference, judge
 from tests.gpu_paths.engines.combinations import Combination
 
 EAGLE = Combination(1, "async", "eagle")
@@ -54,6 +54,10 @@ RIGHT: dict[str, Any] = {
 }
 
 
+def is_proved(verdict: Verdict) -> bool:
+    return not (verdict.texts or verdict.lengths or verdict.missed)
+
+
 def changed(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """A run in which one thing is wrong; `change` gets its scenario."""
     outcome = copy.deepcopy(RIGHT)
@@ -63,7 +67,7 @@ def changed(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
 
 def test_a_run_in_which_all_is_well_is_proved_and_says_what_each_k_cost() -> None:
     verdict = judge(EAGLE, RIGHT, REFERENCE)
-    assert verdict.is_proved
+    assert is_proved(verdict)
     assert verdict.forwards == {0: [1], 1: [1], 2: [2], 3: [3]}
     assert (verdict.steps, verdict.compared) == (4, 1)
 
@@ -80,12 +84,12 @@ def test_a_run_in_which_all_is_well_is_proved_and_says_what_each_k_cost() -> Non
 def test_a_step_that_was_told_one_thing_and_did_another_is_named(wrong: dict[str, Any], words: str) -> None:
     verdict = judge(EAGLE, changed(lambda part: part["ranks"][0].append(wrong)), REFERENCE)
     assert verdict.lengths == [f"changing K, step 4: {words}"]
-    assert not verdict.is_proved
+    assert not is_proved(verdict)
 
 
 def test_a_request_that_was_left_out_of_a_step_verifies_the_drafts_of_the_step_before_it() -> None:
     left_out = [step(3, 3, 3), step(0, 0, 1, requests=["b"], verified={}), step(1, 1, 1, verified={"a": 3})]
-    assert judge(EAGLE, changed(lambda part: part["ranks"][0].extend(left_out)), REFERENCE).is_proved
+    assert is_proved(judge(EAGLE, changed(lambda part: part["ranks"][0].extend(left_out)), REFERENCE))
 
 
 def test_a_k_that_was_never_ordered_is_not_proved() -> None:
@@ -126,7 +130,7 @@ def test_ranks_that_did_not_do_the_same_are_found() -> None:
 def test_a_sleeping_drafter_may_wait_and_read_what_it_missed_and_do_nothing_else() -> None:
     asleep = [step(3, 0, 0, drafter_state="dormant"), step(3, 3, 5, drafter_state="probing", catches_up=True), step(0, 0, 0)]
     right = changed(lambda part: part.update(ranks=[[step(1, 1, 1), step(2, 2, 2), step(3, 3, 3), *asleep]]))
-    assert judge(DRAFT_MODEL, right, REFERENCE).is_proved
+    assert is_proved(judge(DRAFT_MODEL, right, REFERENCE))
     for wrong in (step(0, 0, 1, drafter_state="dormant"), step(3, 2, 2, drafter_state="dormant"), step(3, 0, 0)):
         steps = [step(1, 1, 1), step(2, 2, 2), step(3, 3, 3), *asleep, wrong]
         run = changed(lambda part, steps=steps: part.update(ranks=[steps]))  # type: ignore[misc]
@@ -151,7 +155,7 @@ def test_where_vllm_leaves_the_drafts_out_a_draft_model_that_is_awake_reads_the_
         steps = [step(1, 1, 1), step(2, 2, 2), step(3, 3, 3), step(0, 0, 0), skipping]
         run = changed(lambda part, steps=steps: part.update(ranks=[steps]))  # type: ignore[misc]
         verdict = judge(DRAFT_MODEL, run, REFERENCE)
-        assert verdict.is_proved is (forwards in allowed)
+        assert is_proved(verdict) is (forwards in allowed)
         assert verdict.forwards[0] == [0], "what K = 0 costs is told by steps whose drafts are not left out"
 
 

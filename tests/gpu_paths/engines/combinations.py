@@ -142,7 +142,9 @@ BESIDE: Final = (
     Combination(2, "async", "eagle", beside="kv-connector"),
 )
 """A draft model that stays in step as in vLLM, for each reason that a test can have; and heads beside the same."""
-ALONE: Final = tuple(each for each in _all() if each.runner == 1 or kind_of(each.drafter).is_steered_on_v2)
+STEERED_ON_V2: Final = {kind.method for kind in KINDS.values() if kind.obeys_k_on_v2 or kind.is_made_to_obey_on_v2}
+"""By vLLM or by our worker."""
+ALONE: Final = tuple(each for each in _all() if each.runner == 1 or each.drafter in STEERED_ON_V2)
 """Without any of it, in one process."""
 STEERED: Final = (*ALONE, *SPREAD, *BY_RAY, *COMPILED, *BESIDE)
 LENDING: Final = tuple(replace(each, lends=True) for each in ALONE if each.drafter == SEPARATE_DRAFT_MODEL)

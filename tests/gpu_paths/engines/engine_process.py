@@ -13,10 +13,10 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from nightjar.deployments.proof.driven_engine import DrivenEngine
-from nightjar.deployments.proof.lending import LENDING_SCENARIO, crowd, lend_and_take_back
+from nightjar.deployments.proof.lending import crowd, lend_and_take_back
 from nightjar.deployments.proof.model_names import ADAPTER
 from nightjar.deployments.proof.outcome import end_with
 from nightjar.deployments.proof.scenarios import MAX_NUM_SPECULATIVE_TOKENS, REFERENCE_LOGPROBS, abort, run_scenario, scenarios
@@ -25,6 +25,8 @@ from nightjar.deployments.proof.tiny_models import build_tiny_models
 from nightjar.policy.wire.settings import EngineCommand
 from tests.gpu_paths.engines.combinations import PLAIN, REFERENCE, Combination, engine_arguments
 from tests.gpu_paths.engines.spread_engine import RayEngine, SpreadEngine
+
+LENDING_SCENARIO: Final = "a draft that lends its memory"
 
 
 def run(combination: Combination, models: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from nightjar.policy.intake import observe
 from nightjar.policy.learned import LearnedGroup, LearnedTables
 from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.planners import LOCAL_PLANNERS
-from nightjar.policy.state import FleetState, empty_fleet, forgotten, learned, with_learned
+from nightjar.policy.state import FleetState, forgotten, learned, with_learned
 from nightjar.policy.status.explanation import explain
 from nightjar.policy.status.fleet import fleet_status
 from nightjar.policy.wire.mode import Mode
@@ -229,7 +229,7 @@ def test_what_was_learned_survives_a_restart_through_the_wire() -> None:
     fleet = Fleet([Replica("a"), Replica("b")])
     fleet.run(8.0)
     tables = learned(fleet.state)
-    restored = with_learned(empty_fleet(), LearnedTables.from_wire(tables.to_wire()))
+    restored = with_learned(FleetState(), LearnedTables.from_wire(tables.to_wire()))
     assert learned(restored) == tables
     warm = Fleet([Replica("c")], state=restored)
     warm.run(2.0)
@@ -262,7 +262,7 @@ def test_a_policy_that_remembers_counts_no_history_again_and_all_that_engines_do
     fleet = Fleet([Replica("a", 16), Replica("b", 64)])
     fleet.run(10.0)
     tables = learned(fleet.state)
-    fleet.state = with_learned(empty_fleet(), tables)
+    fleet.state = with_learned(FleetState(), tables)
     for replica in fleet.replicas:
         fleet.observe(replica.report())
     fleet.decide()
@@ -275,7 +275,7 @@ def test_a_policy_that_remembers_counts_no_history_again_and_all_that_engines_do
 def test_a_policy_that_remembers_nothing_counts_what_engines_did_before_it() -> None:
     fleet = Fleet([Replica("a", 16)])
     fleet.run(10.0)
-    fleet.state = empty_fleet()
+    fleet.state = FleetState()
     fleet.observe(fleet.replicas[0].report())
     fleet.decide()
     assert stored_steps(fleet) > 100
@@ -384,7 +384,7 @@ def test_every_length_is_legal_and_off_is_always_among_the_allowed(
     chosen: OperatorSettings, maximum: int, batch: int, tiers: tuple[int, ...]
 ) -> None:
     group = KEY.model_copy(update={"max_num_speculative_tokens": maximum, "graph_tiers": tiers})
-    state, ignored = observe(empty_fleet(), Replica("a", batch).report(group=group), 0.0, chosen)
+    state, ignored = observe(FleetState(), Replica("a", batch).report(group=group), 0.0, chosen)
     assert not ignored
     decisions, _ = decide(state, chosen, (), 0.0, random.Random(0))
     plan = table(decisions["a"])

@@ -16,7 +16,7 @@ from nightjar.policy.evidence.step_time import predict_step_times
 from nightjar.policy.intake import observe
 from nightjar.policy.planners.base import GroupView
 from nightjar.policy.planners.fleet import fleet_plan
-from nightjar.policy.state import empty_fleet
+from nightjar.policy.state import FleetState
 from nightjar.policy.step.counters import StepCount, StepCounters
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
 from nightjar.policy.wire.report import CellCounters, Counters, LoadReport
@@ -205,7 +205,7 @@ def test_steps_with_prefill_that_no_engine_can_have_are_left_out(changes: dict[s
     honest = CellCounters(
         batch_bucket=1, num_speculative_tokens=1, prefill=True, steps=10, step_seconds=0.5, decode_rows=20, prefill_tokens=900
     )
-    state, ignored = observe(empty_fleet(), reporting(1, honest.model_copy(update=changes)), 0.0, AUTO)
+    state, ignored = observe(FleetState(), reporting(1, honest.model_copy(update=changes)), 0.0, AUTO)
     assert said in ignored
     state, ignored = observe(state, reporting(2, honest), 60.0, AUTO)
     assert ignored == ""

@@ -13,7 +13,7 @@ from nightjar.policy.evidence.cells import Cell
 from nightjar.policy.operator.freeze import Freeze, HeldPlan
 from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.planners.base import GroupPlan, one_length, rows_of
-from nightjar.policy.state import FleetState, GroupState, empty_fleet, learned, with_learned, without_grants
+from nightjar.policy.state import FleetState, GroupState, learned, with_learned
 from nightjar.policy.status.explanation import explain
 from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.mode import Mode
@@ -104,8 +104,8 @@ def test_a_policy_that_begins_anew_goes_on_with_the_frozen_plan_and_what_guards_
     rows = table(fleet.decisions["a"]).rows
     freeze(fleet)
     stored = learned(fleet.state)
-    restarted = replace(with_learned(empty_fleet(), stored), freeze=fleet.state.freeze)
-    fleet.state = without_grants(restarted, fleet.now_s)
+    restarted = replace(with_learned(FleetState(), stored), freeze=fleet.state.freeze)
+    fleet.state = replace(restarted, quiet_since_s=fleet.now_s)
     for replica in fleet.replicas:
         replica.acceptance = NO_DRAFT_IS_ACCEPTED
     fleet.run(5.0)
@@ -232,6 +232,6 @@ def test_a_frozen_fleet_keeps_a_limit_of_a_step_also_over_a_plan_of_which_no_rea
         fleet.run(1.5)
     freeze(fleet)
     held = fleet.state.freeze
-    fleet.state = replace(with_learned(empty_fleet(), learned(fleet.state)), freeze=held)
+    fleet.state = replace(with_learned(FleetState(), learned(fleet.state)), freeze=held)
     fleet.run(1.0)
     assert isinstance(fleet.decisions["a"].plan, Table)
