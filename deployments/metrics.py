@@ -80,13 +80,11 @@ def _value(path: str) -> Values:
     return _plain(attrgetter(path))
 
 
-def _by_length(field: str) -> Values:
+def _by_k(field: str) -> Values:
     """One series of a field of StepTotals for each K that the engine can run, and for each that it ran."""
 
     def values(engine: EngineLook) -> Mapping[Labels, float]:
-        unused: dict[Labels, float] = {
-            (str(length),): 0.0 for length in range(engine.identity.group.max_num_speculative_tokens + 1)
-        }
+        unused: dict[Labels, float] = {(str(k),): 0.0 for k in range(engine.identity.group.max_num_speculative_tokens + 1)}
         totals = engine.snapshot.counters.totals
         return unused | {(str(sums.num_speculative_tokens),): float(getattr(sums, field)) for sums in totals}
 
@@ -121,7 +119,7 @@ def _gauge(name: str, unit: str, help_text: str, values: Values, labels: tuple[s
     return Metric(name=name, kind="gauge", unit=unit, help=help_text, values=values, labels=labels)
 
 
-LENGTH: Final = ("num_speculative_tokens",)
+BY_K: Final = ("num_speculative_tokens",)
 REPLICA_METRICS: Final[tuple[Metric[EngineLook], ...]] = (
     _gauge(
         "nightjar_replica_info",
@@ -130,25 +128,25 @@ REPLICA_METRICS: Final[tuple[Metric[EngineLook], ...]] = (
         lambda engine: {(engine.identity.group.group_id, engine.identity.group.drafter_kind): 1.0},
         ("group_id", "drafter_kind"),
     ),
-    _counter("nightjar_steps", "steps", "Engine steps that drafted with this K.", _by_length("steps"), LENGTH),
+    _counter("nightjar_steps", "steps", "Engine steps that drafted with this K.", _by_k("steps"), BY_K),
     _counter(
         "nightjar_step_seconds",
         "seconds",
         "Time between two successive outputs of the busy engine.",
-        _by_length("step_seconds"),
-        LENGTH,
+        _by_k("step_seconds"),
+        BY_K,
     ),
-    _counter("nightjar_generated_tokens", "tokens", "Tokens that the steps delivered.", _by_length("generated_tokens"), LENGTH),
+    _counter("nightjar_generated_tokens", "tokens", "Tokens that the steps delivered.", _by_k("generated_tokens"), BY_K),
     _counter(
         "nightjar_decode_rows",
         "rows",
         "Requests in their decode phase, summed over the steps; divided by steps: the mean decode batch size.",
-        _by_length("decode_rows"),
-        LENGTH,
+        _by_k("decode_rows"),
+        BY_K,
     ),
-    _counter("nightjar_prefill_tokens", "tokens", "Prompt tokens that the steps computed.", _by_length("prefill_tokens"), LENGTH),
-    _counter("nightjar_draft_tokens", "tokens", "Draft tokens that the steps verified.", _by_length("draft_tokens"), LENGTH),
-    _counter("nightjar_accepted_tokens", "tokens", "Draft tokens that were accepted.", _by_length("accepted_tokens"), LENGTH),
+    _counter("nightjar_prefill_tokens", "tokens", "Prompt tokens that the steps computed.", _by_k("prefill_tokens"), BY_K),
+    _counter("nightjar_draft_tokens", "tokens", "Draft tokens that the steps verified.", _by_k("draft_tokens"), BY_K),
+    _counter("nightjar_accepted_tokens", "tokens", "Draft tokens that were accepted.", _by_k("accepted_tokens"), BY_K),
     _gauge("nightjar_num_speculative_tokens", "tokens", "K of the last step.", _value("snapshot.load.num_speculative_tokens")),
     _gauge(
         "nightjar_planned_num_speculative_tokens",

@@ -301,7 +301,7 @@ def _askable(
 def _segment(segment_id: int, cell: Cell, view: GroupView) -> ExplorationSegment:
     """The measurement as the engine gets it. A group that has seen but one K fills up in its first seconds, and its drafters fall
     behind as soon as its first plan says off: there a segment runs at whatever batch comes, four times fuller at most."""
-    bucket, length, _ = cell
+    bucket, k, _ = cell
     first, last = bucket_range(bucket, view.key.max_num_seqs)
     if len({seen.num_speculative_tokens for seen in view.evidence.cells}) < 2:
         first, last = 1, min(4 * last, view.key.max_num_seqs)
@@ -309,7 +309,7 @@ def _segment(segment_id: int, cell: Cell, view: GroupView) -> ExplorationSegment
         segment_id=segment_id,
         first_batch_size=first,
         last_batch_size=last,
-        num_speculative_tokens=length,
+        num_speculative_tokens=k,
         clean_steps=view.settings.calibration_clean_steps,
         time_to_live_s=TIME_TO_LIVE_S,
     )

@@ -1,8 +1,8 @@
 """What a fleet has learned, as it is stored and handed on: one record for checkpoint, journal, export and seed.
 
 A group's cells are stored as a table, the names of its fields once and a row for each cell: what a store takes is bounded, and a
-person reads rows. What a fleet stores for itself is whatever it counted, since one absurd report must not end that. A seed is data
-from a stranger (INV-10), a file that somebody edited, another cluster, last year: `Measurable` holds it to the limits that reports
+person reads rows. What a fleet stores for itself is whatever it counted, since one absurd report must not end that. A seed is
+untrusted data (INV-10), a file that somebody edited, another cluster, last year: `Measurable` holds it to the limits that reports
 are held to. Fails closed: a cell, a position or a price that no engine can have refuses the group, in words that name the value and
 what is allowed. Losing what was stored costs one calibration.
 """

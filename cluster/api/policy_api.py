@@ -11,7 +11,7 @@ waits behind what it is asked. Fails with one line of `detail`: 401 wrong token,
 and 422 a bad body (field, value, what is allowed), 503 where the actor does not answer (serving goes on); never with another 5xx,
 whatever is sent.
 
-Its page shows what `GET status` gives, and can do nothing else. Replica ids and reasons come from strangers; the page shows them as
+Its page shows what `GET status` gives, and can do nothing else. Replica ids and reasons are untrusted; the page shows them as
 text, and should it ever fail to, the Content-Security-Policy still lets no script or style run but the file's own, named by their
 hashes, and nothing speak to another origin. A page that is missing, or holds not exactly one style and one script, fails at import.
 """
@@ -221,7 +221,7 @@ async def read_object(request: Request) -> dict[str, Any]:
 
 
 def _is_deeper(value: object, most: int) -> bool:
-    """Whether there are more than `most` objects and lists within each other. Without recursion: `value` may be a stranger's.
+    """Whether there are more than `most` objects and lists within each other. Without recursion: `value` is untrusted.
 
     >>> _is_deeper({"a": [1]}, 2), _is_deeper({"a": [{}]}, 2)
     (False, True)

@@ -39,7 +39,7 @@ from nightjar.cluster.storage.learned_file import (
 )
 from nightjar.cluster.storage.recorder import Moment, Recorder
 from nightjar.cluster.telemetry.metrics import PUBLISH_PERIOD_S
-from nightjar.cluster.telemetry.policy_metrics import PolicyLook, policy_look
+from nightjar.cluster.telemetry.policy_metrics import PolicyNumbers, policy_numbers
 from nightjar.policy.controller import Controller
 from nightjar.policy.operator.overrides import effective_mode
 from nightjar.policy.priors import exported
@@ -76,7 +76,7 @@ class PolicyService:
         clock: Callable[[], float],
         identity: ActorIdentity,
         retire: Callable[[], None],
-        publish: Callable[[PolicyLook], None],
+        publish: Callable[[PolicyNumbers], None],
         read_seed: ReadSeed,
         recorder: Recorder | None = None,
         other_versions: OtherVersions | None = None,
@@ -386,7 +386,7 @@ class PolicyService:
         while True:
             try:
                 about, now_s = self._about, self._clock()
-                self._publish(policy_look(self._controller, about.decided_at_s, about.reports, about.refusals.count, now_s))
+                self._publish(policy_numbers(self._controller, about.decided_at_s, about.reports, about.refusals.count, now_s))
             except Exception:
                 log.exception("publishing_failed")
             await asyncio.sleep(PUBLISH_PERIOD_S)

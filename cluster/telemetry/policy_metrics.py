@@ -1,6 +1,6 @@
 """What the policy actor exports: its groups, leases and wishes, and whether it still decides.
 
-`policy_look` reads the fleet's state once into plain numbers, the table gives the series of each. Pure. Series are bounded by the
+`policy_numbers` reads the fleet's state once, the table gives the series of each. Pure. Series are bounded by the
 groups that the policy tracks (policy.intake.MAX_GROUPS); how many replicas report does not matter.
 """
 
@@ -22,7 +22,7 @@ FRESH_REPORT_PERIODS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class GroupLook:
+class GroupNumbers:
     """One group as it is now."""
 
     replicas: int
@@ -40,36 +40,36 @@ class GroupLook:
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyLook:
+class PolicyNumbers:
     """The policy actor as it is now; reports are cumulative since its process started."""
 
     incarnation: int
     decision_age_s: float
     reports: int
     refused_reports: int
-    groups: Mapping[str, GroupLook]
+    groups: Mapping[str, GroupNumbers]
     is_frozen: bool = False
     """By an operator."""
     canary: Trial | None = None
     """That runs, or has ended."""
 
 
-def policy_look(controller: Controller, decided_at_s: float, reports: int, refused_reports: int, now_s: float) -> PolicyLook:
+def policy_numbers(controller: Controller, decided_at_s: float, reports: int, refused_reports: int, now_s: float) -> PolicyNumbers:
     """The policy as of `now_s`, which last decided at `decided_at_s`."""
     fleet = controller.state
     fresh_within_s = max(FRESH_REPORT_S, FRESH_REPORT_PERIODS * controller.settings.exchange_period_s)
-    return PolicyLook(
+    return PolicyNumbers(
         incarnation=controller.issuer.incarnation,
         decision_age_s=now_s - decided_at_s,
         reports=reports,
         refused_reports=refused_reports,
-        groups=look(fleet, fresh_within_s, now_s),
+        groups=group_numbers(fleet, fresh_within_s, now_s),
         is_frozen=fleet.freeze is not None,
         canary=fleet.canary,
     )
 
 
-def look(fleet: FleetState, fresh_within_s: float, now_s: float) -> dict[str, GroupLook]:
+def group_numbers(fleet: FleetState, fresh_within_s: float, now_s: float) -> dict[str, GroupNumbers]:
     """Every group of the fleet, by id. A replica is fresh whose last report is at most `fresh_within_s` old."""
     members: dict[str, list[ReplicaState]] = {group_id: [] for group_id in fleet.groups}
     for replica in fleet.replicas.values():
@@ -77,11 +77,11 @@ def look(fleet: FleetState, fresh_within_s: float, now_s: float) -> dict[str, Gr
     return {group_id: _group(fleet.groups[group_id], replicas, fresh_within_s, now_s) for group_id, replicas in members.items()}
 
 
-def _group(group: GroupState, replicas: list[ReplicaState], fresh_within_s: float, now_s: float) -> GroupLook:
+def _group(group: GroupState, replicas: list[ReplicaState], fresh_within_s: float, now_s: float) -> GroupNumbers:
     """A replica holds one lease at a time, and no longer waits with it."""
     restarts = group.restarts
     holding = {held.replica_id for held in restarts.open_leases if now_s < held.ends_at_s}
-    return GroupLook(
+    return GroupNumbers(
         replicas=len(replicas),
         fresh_replicas=sum(now_s - replica.heard_at_s <= fresh_within_s for replica in replicas),
         open_leases=len(holding),
@@ -94,20 +94,20 @@ def _group(group: GroupState, replicas: list[ReplicaState], fresh_within_s: floa
     )
 
 
-def _of_actor(read: Callable[[PolicyLook], float]) -> Callable[[PolicyLook], Mapping[Labels, float]]:
+def _of_actor(read: Callable[[PolicyNumbers], float]) -> Callable[[PolicyNumbers], Mapping[Labels, float]]:
     return lambda policy: {(): float(read(policy))}
 
 
-def _of_looked_at_canary(policy: PolicyLook) -> Mapping[Labels, float]:
+def _of_looked_at_canary(policy: PolicyNumbers) -> Mapping[Labels, float]:
     last = policy.canary.last if policy.canary is not None else None
     return {(): last.ratio} if last is not None else {}
 
 
-def _by_group(read: Callable[[GroupLook], float]) -> Callable[[PolicyLook], Mapping[Labels, float]]:
+def _by_group(read: Callable[[GroupNumbers], float]) -> Callable[[PolicyNumbers], Mapping[Labels, float]]:
     return lambda policy: {(group_id,): float(read(group)) for group_id, group in policy.groups.items()}
 
 
-def _by_predicted_group(read: Callable[[Predicted], float]) -> Callable[[PolicyLook], Mapping[Labels, float]]:
+def _by_predicted_group(read: Callable[[Predicted], float]) -> Callable[[PolicyNumbers], Mapping[Labels, float]]:
     """Without the groups of which nothing is predicted: none is not zero."""
     return lambda policy: {
         (group_id,): read(group.predicted) for group_id, group in policy.groups.items() if group.predicted is not None
@@ -116,7 +116,7 @@ def _by_predicted_group(read: Callable[[Predicted], float]) -> Callable[[PolicyL
 
 GROUP: Final = ("group_id",)
 
-POLICY_METRICS: Final[tuple[Metric[PolicyLook], ...]] = (
+POLICY_METRICS: Final[tuple[Metric[PolicyNumbers], ...]] = (
     Metric(
         name="nightjar_policy_incarnation",
         kind="gauge",

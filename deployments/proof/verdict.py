@@ -79,7 +79,7 @@ def judge(engine: Judged, outcome: Outcome, reference: Outcome, near_tie: float 
         judge_texts(found, name, part, reference["scenarios"][name]["answers"], near_tie)
         judge_steps(found, name, part["ranks"])
     unseen = set() if engine.lends else set(range(MAX_NUM_SPECULATIVE_TOKENS + 1)) - found.forwards.keys()
-    found.lengths += [f"K = {length} was never ordered" for length in sorted(unseen)]
+    found.lengths += [f"K = {k} was never ordered" for k in sorted(unseen)]
     return found
 
 
@@ -107,10 +107,10 @@ def judge_steps(found: Verdict, name: str, ranks: Sequence[Sequence[Outcome]]) -
             found.lengths.append(f"{name}, step {index}: {wrong}")
         if step["stray_slot"]:
             found.lengths.append(f"{name}, step {index}: the drafter wrote past its request's blocks: {step['stray_slot']}")
-        length = step["num_speculative_tokens"]
-        drafted |= dict.fromkeys(step["requests"], length)
+        k = step["num_speculative_tokens"]
+        drafted |= dict.fromkeys(step["requests"], k)
         if not step["catches_up"] and not step["skips_drafts"]:
-            found.forwards[length] = sorted({*found.forwards.get(length, ()), ran(step)})
+            found.forwards[k] = sorted({*found.forwards.get(k, ()), ran(step)})
     found.steps += len(first_rank)
 
 

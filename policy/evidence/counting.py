@@ -1,6 +1,6 @@
 """From cumulative counters to what is new: the difference to what was counted last, checked for what an engine can do.
 
-A report is data from a stranger (INV-10). Counters that fall, that hold more steps than the time allowed, or that
+A report is untrusted data (INV-10). Counters that fall, that hold more steps than the time allowed, or that
 contradict themselves raise `ImplausibleCountersError`; the caller then keeps its old baseline, so that an honest report held
 up on its way loses nothing: the next one brings its counts along.
 """

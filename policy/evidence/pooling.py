@@ -201,8 +201,8 @@ def _believed(table: Table, effects: Floats, replicas: int, now_s: float) -> Mas
         if abs(means[0] - means[1]) > MOST_EFFECT:
             believed[1:] = False
         return believed
-    luck = np.sqrt(STEP_VARIANCE / weights[reported])
-    agree = agreeing(means, capped_weights(weights[reported]), luck)
+    noise = np.sqrt(STEP_VARIANCE / weights[reported])
+    agree = agreeing(means, capped_weights(weights[reported]), noise)
     believed[1:] = False
     believed[reported] = agree
     return believed
@@ -268,7 +268,7 @@ def _pooled_prefill(table: Table) -> CellEvidence | None:
 
 
 def _pooled_acceptance(contributions: Contributions) -> AcceptanceEvidence:
-    """Position by position, as old as its youngest row; a replica that disagrees at one, by more than luck, has no say at any."""
+    """Position by position, as old as its youngest row; a replica that disagrees at one, by more than noise, has no say at any."""
     own = [
         one
         for name, one in sorted(contributions.acceptance.items())
@@ -292,8 +292,8 @@ def _pooled_acceptance(contributions: Contributions) -> AcceptanceEvidence:
 
 
 def _agreeing_acceptance(own: Sequence[AcceptanceEvidence]) -> list[bool]:
-    """Which are an outlier at no position, by more than luck: where a later position gives a faulty one away, an earlier one at
-    which it passes for luck is no better. All, while fewer than three reported."""
+    """Which are an outlier at no position, by more than noise: a replica that is wrong at one is left out at all. All, while fewer
+    than three reported."""
     agrees = np.ones(len(own), dtype=bool)
     for position in range(max((len(one.reached) for one in own), default=0)):
         rows, kept = _rows_at(own, position)
@@ -302,8 +302,8 @@ def _agreeing_acceptance(own: Sequence[AcceptanceEvidence]) -> list[bool]:
             break
         shares, weights = kept[there] / rows[there], capped_weights(rows[there])
         center = weighted_median(shares, weights)
-        luck = np.sqrt(max(center * (1.0 - center), LEAST_DEVIATION) * ROWS_PER_INDEPENDENT_ROW / rows[there])
-        agrees[there] &= agreeing(shares, weights, luck)
+        noise = np.sqrt(max(center * (1.0 - center), LEAST_DEVIATION) * ROWS_PER_INDEPENDENT_ROW / rows[there])
+        agrees[there] &= agreeing(shares, weights, noise)
     return [bool(does) for does in agrees]
 
 

@@ -37,17 +37,17 @@ def capped_weights(weights: Floats) -> Floats:
     return np.minimum(weights, cap)
 
 
-def agreeing(values: Floats, weights: Floats, luck: Floats | float = 0.0) -> Mask:
+def agreeing(values: Floats, weights: Floats, noise: Floats | float = 0.0) -> Mask:
     """Which of three or more samples are within three median absolute deviations of their weighted median.
 
-    `luck`: standard deviation of each value where nobody is wrong; a difference that luck explains makes no outlier.
+    `noise`: standard deviation of each value where none is wrong; a difference that it explains makes no outlier.
 
     >>> agreeing(np.array([0.0, 0.01, -0.01, 2.3]), np.ones(4)).tolist()
     [True, True, True, False]
     """
     distance = np.abs(values - weighted_median(values, weights))
     spread = max(weighted_median(distance, weights), LEAST_DEVIATION)
-    within: Mask = distance <= OUTLIER_DEVIATIONS * np.maximum(spread, luck)
+    within: Mask = distance <= OUTLIER_DEVIATIONS * np.maximum(spread, noise)
     return within
 
 

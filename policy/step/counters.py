@@ -176,11 +176,11 @@ class StepCounters:
         )
 
     def _count_cell(self, step: StepCount) -> None:
-        length = step.num_speculative_tokens
-        key = (batch_bucket(step.decode_rows), length, False)
+        k = step.num_speculative_tokens
+        key = (batch_bucket(step.decode_rows), k, False)
         cell = self._cells.get(key)
         if cell is None:
-            cell = self._cells[key] = _Cell(*key, reached=[0] * length, accepted=[0] * length)
+            cell = self._cells[key] = _Cell(*key, reached=[0] * k, accepted=[0] * k)
         log_seconds = log(max(step.step_microseconds, 1) / 1e6)
         cell.steps += 1
         cell.step_microseconds += step.step_microseconds
@@ -191,7 +191,7 @@ class StepCounters:
         cell.generated_tokens += step.generated_tokens
         cell.reached = list(map(add, cell.reached, step.reached))
         cell.accepted = list(map(add, cell.accepted, step.accepted))
-        if not length:
+        if not k:
             before = self._off_microseconds.get(key[0], step.step_microseconds)
             self._off_microseconds[key[0]] = before + OFF_MEMORY * (step.step_microseconds - before)
 

@@ -1,6 +1,6 @@
 """What every record is: a frozen value, validated where it enters, with a msgpack form.
 
-A report is data from a stranger (INV-10), so each field has bounds and every sequence a maximum length. On the wire a record is
+A report is untrusted data (INV-10), so each field has bounds and every sequence a maximum length. On the wire a record is
 msgpack of plain types: unknown fields are ignored and new fields are optional, so that replicas and actors of neighbouring versions
 understand each other.
 Fails closed: bytes that are too long, not msgpack or out of bounds raise `WireError`, which names field, value and limit.

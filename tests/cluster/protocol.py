@@ -20,7 +20,7 @@ from nightjar.cluster.service.seed_from import ReadSeed
 from nightjar.cluster.storage.checkpoint import StoreError
 from nightjar.cluster.storage.journal import JournalEntry
 from nightjar.cluster.storage.learned_file import LearnedFile, LearnedFileError
-from nightjar.cluster.telemetry.policy_metrics import PolicyLook
+from nightjar.cluster.telemetry.policy_metrics import PolicyNumbers
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import (
     CellCounters,
@@ -96,7 +96,7 @@ async def running_service(
     store: MemoryStore | None = None,
     journal: MemoryJournal | None = None,
     retire: Callable[[], None] = lambda: None,
-    publish: Callable[[PolicyLook], None] = lambda seen: None,
+    publish: Callable[[PolicyNumbers], None] = lambda seen: None,
     read_seed: ReadSeed = no_seed,
     other_versions: OtherVersions | None = None,
     memory_kills: MemoryKills | None = None,

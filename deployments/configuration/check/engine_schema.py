@@ -137,7 +137,7 @@ def table_problem(rows: list[list[int]], max_num_speculative_tokens: int | None)
     for number, row in enumerate(rows):
         if len(row) != 3:
             return f"row {row} has {len(row)} numbers; three are needed: first batch, last batch, tokens"
-        first, last, length = row
+        first, last, k = row
         if number == 0 and first != 1:
             return f"row {row} begins at batch {first}; the first row must begin at 1"
         if first <= last_batch:
@@ -147,11 +147,11 @@ def table_problem(rows: list[list[int]], max_num_speculative_tokens: int | None)
             )
         if last < first:
             return f"row {row} ends before it begins; swap {first} and {last}"
-        if length < 0:
-            return f"row {row} asks for {length} tokens; allowed is 0 (off) and more"
-        if max_num_speculative_tokens is not None and length > max_num_speculative_tokens:
+        if k < 0:
+            return f"row {row} asks for {k} tokens; allowed is 0 (off) and more"
+        if max_num_speculative_tokens is not None and k > max_num_speculative_tokens:
             return (
-                f"row {row} asks for {length} tokens, num_speculative_tokens is {max_num_speculative_tokens}; allowed are 0 to "
+                f"row {row} asks for {k} tokens, num_speculative_tokens is {max_num_speculative_tokens}; allowed are 0 to "
                 f"{max_num_speculative_tokens}: lower it or raise num_speculative_tokens"
             )
         last_batch = last

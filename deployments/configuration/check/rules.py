@@ -178,7 +178,7 @@ def _blamed(model: CheckedModel) -> tuple[Place, str]:
     return (*KWARGS, *outer, written), ways_out.get(name, f"take {name} out")
 
 
-def _length_table(model: CheckedModel) -> Iterator[Finding]:
+def _table(model: CheckedModel) -> Iterator[Finding]:
     speculative = model.kwargs.speculative_config
     if speculative is None or speculative.num_speculative_tokens_per_batch_size is None:
         return
@@ -225,7 +225,7 @@ def _extra_routes(model: CheckedModel) -> Iterator[Finding]:
             yield Finding("warning", (*ENTRY, "extra_routes", number), f"{problem}; replicas would answer 404")
 
 
-def _length(model: CheckedModel) -> Iterator[Finding]:
+def _context_length(model: CheckedModel) -> Iterator[Finding]:
     asked, target = model.kwargs.max_model_len, model.memory.target
     if asked is None or target is None or target.most_tokens is None or asked <= target.most_tokens:
         return
@@ -310,10 +310,10 @@ def _costs(model: CheckedModel) -> Iterator[Finding]:
 
 RULES: Final = (
     _steering,
-    _length_table,
+    _table,
     _offload,
     _draft_parallelism,
-    _length,
+    _context_length,
     _extra_routes,
     _serving_room,
     _classes_of_the_host,

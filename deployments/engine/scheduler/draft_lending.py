@@ -4,7 +4,7 @@ Carries out what the drafter's life orders (policy.step.drafter): the worker mov
 step that brings its order (draft_work.py), and the pool hands out or takes back blocks (kv_pool.py) once that is safe. Blocks are
 handed out when the step of a move's last part has come back, and the draft's memory is asked back when no step can touch the lent
 blocks any more. An engine without requests takes no step: a move goes on with the next ones. An error in here may leave rows that
-read strangers' blocks, so none is swallowed: it ends the engine, and Serve replaces the replica.
+read other requests' blocks, so none is swallowed: it ends the engine, and Serve replaces the replica.
 """
 
 from __future__ import annotations

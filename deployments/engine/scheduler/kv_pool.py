@@ -9,7 +9,7 @@ can move for long, the youngest request that holds such blocks is preempted.
 Pages released under a block that a step still reads would be silent corruption, so `drained` waits for the output of the step
 that was scheduled when the last block left use. Fails towards the status quo: a contraction that finds no room only takes
 longer, `grow` cancels it at any time, and a cache with several KV groups is refused when the pool is made. A request that was
-moved and whose new row never reached the worker would read strangers' blocks: an error between `contract` and `write_moves`
+moved and whose new row never reached the worker would read other requests' blocks: an error between `contract` and `write_moves`
 must end the engine, not be swallowed. `check_integrity` proves that no block was lost or handed out twice (INV-9).
 
 vLLM's names are imported where they are used: the scheduler's module needs this one, and shall not fail by a name that moved and

@@ -273,54 +273,52 @@ class StepLoop:
             longest_lag_tokens,
             prefill_follows=follows,
         )
-        length, order, recomputed_tokens = scheduler_output.num_spec_tokens_to_schedule, Order(0, 0), 0
+        k, order, recomputed_tokens = scheduler_output.num_spec_tokens_to_schedule, Order(0, 0), 0
         if chosen is not None:
-            length = min(chosen, self._max_num_speculative_tokens)
-        if self._capped and length:
-            length = min(length, self._most_of_any_row(scheduler_output))
+            k = min(chosen, self._max_num_speculative_tokens)
+        if self._capped and k:
+            k = min(k, self._most_of_any_row(scheduler_output))
         runs = True
         if self.drafting is not None:
             self.drafting.enter(scheduler_output, requests)
             if sleeps:
-                order, recomputed_tokens = self.drafting.sleep(scheduler_output, requests, length)
+                order, recomputed_tokens = self.drafting.sleep(scheduler_output, requests, k)
             else:
-                order, recomputed_tokens = self.drafting.order(
-                    scheduler_output, requests, length, now_s, is_steered=chosen is not None
-                )
-            length, runs = order.num_speculative_tokens, getattr(scheduler_output, WORK_ATTRIBUTE).runs
+                order, recomputed_tokens = self.drafting.order(scheduler_output, requests, k, now_s, is_steered=chosen is not None)
+            k, runs = order.num_speculative_tokens, getattr(scheduler_output, WORK_ATTRIBUTE).runs
         if getattr(scheduler_output, "skip_drafts", False):
-            length = 0  # vLLM 0.33, runner V2: no row can use drafts, so none are proposed. The drafter runs for its KV.
+            k = 0  # vLLM 0.33, runner V2: no row can use drafts, so none are proposed. The drafter runs for its KV.
         if runs and self._draft_slots is not None:
-            self._check_slots(self._draft_slots, scheduler_output, length)
-        scheduler_output.num_spec_tokens_to_schedule = length
-        self._held_steps = self._held_steps + 1 if length == self._num_speculative_tokens else 1
+            self._check_slots(self._draft_slots, scheduler_output, k)
+        scheduler_output.num_spec_tokens_to_schedule = k
+        self._held_steps = self._held_steps + 1 if k == self._num_speculative_tokens else 1
         self._steps_since_prefill = 0 if prefill_tokens else self._steps_since_prefill + 1
-        self._num_speculative_tokens = length
+        self._num_speculative_tokens = k
         self._decode_batch_size = decode_rows
         settled = self._held_steps >= self._settle_steps and self._steps_since_prefill >= self._settle_steps - 1
         decodes = not prefill_tokens
-        uniform = settled and decodes and verifies_exactly(scheduler_output, decode_rows, length)
+        uniform = settled and decodes and verifies_exactly(scheduler_output, decode_rows, k)
         return StepNote(
-            length,
+            k,
             decode_rows,
             context_tokens,
             prefill_tokens,
             uniform,
-            uniform or (decodes and self._verifies_fully(scheduler_output, requests, length)),
+            uniform or (decodes and self._verifies_fully(scheduler_output, requests, k)),
             settled,
             requests_mark(requests),
             order,
             recomputed_tokens,
         )
 
-    def _check_slots(self, slots: DraftSlots, scheduler_output: Any, length: int) -> None:
-        if breach := slots.breach(scheduler_output, length):
+    def _check_slots(self, slots: DraftSlots, scheduler_output: Any, k: int) -> None:
+        if breach := slots.breach(scheduler_output, k):
             self.draft_slot_breaches += 1
             raise RuntimeError(breach)
 
-    def _verifies_fully(self, scheduler_output: Any, requests: dict[str, Any], length: int) -> bool:
+    def _verifies_fully(self, scheduler_output: Any, requests: dict[str, Any], k: int) -> bool:
         return verifies_fully(
-            scheduler_output, requests, length, max_model_len=self._max_model_len, drafts_every_row=self._drafts_every_row
+            scheduler_output, requests, k, max_model_len=self._max_model_len, drafts_every_row=self._drafts_every_row
         )
 
     def _lag(self, requests: dict[str, Any]) -> tuple[int, int]:

@@ -126,11 +126,11 @@ def count_verified(
         # Every row verified K drafts, as in nearly every step: which row is whose does not matter for the sums.
         lengths = bytes(map(len, sampled))
         if 0 not in lengths:
-            length, remaining, accepted = note.num_speculative_tokens, note.decode_rows, [0] * max_num_speculative_tokens
-            for position in range(length):
+            k, remaining, accepted = note.num_speculative_tokens, note.decode_rows, [0] * max_num_speculative_tokens
+            for position in range(k):
                 remaining -= lengths.count(position + 1)
                 accepted[position] = remaining
-            return Verified([note.decode_rows] * length + [0] * (max_num_speculative_tokens - length), accepted, output_s)
+            return Verified([note.decode_rows] * k + [0] * (max_num_speculative_tokens - k), accepted, output_s)
     widths, hits = [0] * (max_num_speculative_tokens + 1), [0] * (max_num_speculative_tokens + 1)
     row_of = model_runner_output.req_id_to_index
     for request_id, draft_token_ids in drafts.items():

@@ -46,7 +46,7 @@ def graph_tiers(wanted: Sequence[int] | None, max_num_speculative_tokens: int) -
     ((0, 1, 3, 5), (0, 2, 4), (0, 1))
     """
     chosen = DEFAULT_TIERS if wanted is None else wanted
-    return tuple(sorted({0, max_num_speculative_tokens, *(length for length in chosen if length <= max_num_speculative_tokens)}))
+    return tuple(sorted({0, max_num_speculative_tokens, *(k for k in chosen if k <= max_num_speculative_tokens)}))
 
 
 def name_lengths(lengths: Sequence[int], wanted: Sequence[int]) -> list[int]:
@@ -83,9 +83,9 @@ def to_table(lengths: Sequence[int]) -> list[list[int]]:
     [[1, 2, 3], [3, 3, 0]]
     """
     rows = []
-    for length, group in groupby(enumerate(lengths, start=1), key=lambda item: item[1]):
+    for k, group in groupby(enumerate(lengths, start=1), key=lambda item: item[1]):
         sizes = [batch_size for batch_size, _ in group]
-        rows.append([sizes[0], sizes[-1], length])
+        rows.append([sizes[0], sizes[-1], k])
     return rows
 
 
@@ -100,7 +100,7 @@ def from_table(table: Sequence[Sequence[int]] | None, max_num_seqs: int, max_num
     rows = sorted(tuple(row) for row in table)
     lengths = []
     for batch_size in range(1, max_num_seqs + 1):
-        reached = [length for first, _, length in rows if first <= batch_size]
+        reached = [k for first, _, k in rows if first <= batch_size]
         lengths.append(min(reached[-1] if reached else rows[0][2], max_num_speculative_tokens))
     return lengths
 
@@ -111,7 +111,7 @@ def capture_sizes(max_num_seqs: int, tiers: Sequence[int], largest: int = LARGES
     >>> capture_sizes(16, (0, 1, 3))
     [1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60, 64]
     """
-    rows_to_tokens = [length + 1 for length in tiers]
+    rows_to_tokens = [k + 1 for k in tiers]
     step = math.lcm(*rows_to_tokens)
     if step > COARSEST_STEP:
         return []
@@ -155,7 +155,7 @@ class GraphPlan:
         most = self.max_num_seqs * (max(self.tiers) + 1)
         found = set()
         for size in self.sizes:
-            for row_tokens in (length + 1 for length in self.tiers):
+            for row_tokens in (k + 1 for k in self.tiers):
                 tokens = -(-size // row_tokens) * row_tokens
                 if tokens <= min(most, max(self.sizes)) and tokens // row_tokens <= self.max_num_seqs:
                     found.add((tokens, row_tokens))
@@ -174,7 +174,7 @@ class GraphPlan:
     def misses(self) -> list[tuple[int, int]]:
         """(rows, K) of the tiers that find no full graph and run with piecewise ones or, above the largest size, with none."""
         rows = range(1, self.max_num_seqs + 1)
-        return [(each, length) for length in self.tiers for each in rows if not self.has_full(each, length)]
+        return [(each, k) for k in self.tiers for each in rows if not self.has_full(each, k)]
 
     def in_words(self) -> str:
         """For an operator.
@@ -187,9 +187,9 @@ class GraphPlan:
         if not misses:
             return f"{found}all {pairs} pairs of batch and K have one"
         missing = "; ".join(
-            f"K = {length} at batch {_ranges([rows for rows, missed in misses if missed == length])}"
-            for length in self.tiers
-            if any(missed == length for _, missed in misses)
+            f"K = {k} at batch {_ranges([rows for rows, missed in misses if missed == k])}"
+            for k in self.tiers
+            if any(missed == k for _, missed in misses)
         )
         return f"{found}{len(misses)} of {pairs} pairs of batch and K have none: {missing}"
 

@@ -1,6 +1,6 @@
 """What may leave the machine: no prompt, no answer, no secret, no path.
 
-The page and the JSON are sent to strangers. Answers and steps are dropped by name, and every sentence is cleaned of this machine's
+The page and the JSON are sent to others. Answers and steps are dropped by name, and every sentence is cleaned of this machine's
 folders, its user and host, and of what looks like a credential.
 """
 

@@ -8,7 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from nightjar.cluster.telemetry.metrics import PUBLISH_PERIOD_S, Exporter
-from nightjar.cluster.telemetry.policy_metrics import POLICY_METRICS, GroupLook, PolicyLook, look
+from nightjar.cluster.telemetry.policy_metrics import POLICY_METRICS, GroupNumbers, PolicyNumbers, group_numbers
 from nightjar.policy import controller
 from nightjar.policy.operator.canary.order import CanaryOrder
 from nightjar.policy.operator.canary.trial import Trial
@@ -22,7 +22,7 @@ from tests.policy.engines import MAX_NUM_SEQS, Fleet
 from tests.policy.engines import Replica as MeasuredReplica
 from tests.policy.restarting import KEY, Policy, RestartingReplica
 
-BUSY = GroupLook(
+BUSY = GroupNumbers(
     replicas=3,
     fresh_replicas=2,
     open_leases=1,
@@ -33,14 +33,14 @@ BUSY = GroupLook(
     is_frozen=True,
     predicted=Predicted(planned=150.0, off=100.0),
 )
-IDLE = GroupLook(0, 0, 0, 0, 0, 0, 0, is_frozen=False, predicted=None)
+IDLE = GroupNumbers(0, 0, 0, 0, 0, 0, 0, is_frozen=False, predicted=None)
 CANARY = Trial(
     CanaryOrder(mode=Mode(kind="off"), share=0.5, since_s=0.0, over=Mode(kind="auto")),
     phase="trial",
     last=GoodputRatio(0.9, 0.8, 1.1),
     members=("a", "b"),
 )
-LOOK = PolicyLook(
+LOOK = PolicyNumbers(
     incarnation=7,
     decision_age_s=0.5,
     reports=11,
@@ -51,7 +51,7 @@ LOOK = PolicyLook(
 )
 
 
-def exported(seen: PolicyLook) -> MemoryBackend:
+def exported(seen: PolicyNumbers) -> MemoryBackend:
     backend = MemoryBackend()
     Exporter(POLICY_METRICS, backend).publish(seen, "")
     return backend
@@ -95,7 +95,7 @@ def test_nothing_predicted_is_absent_and_not_zero() -> None:
 
 
 def test_a_policy_without_replicas_exports_no_group() -> None:
-    assert look(FleetState(), 5.0, 0.0) == {}
+    assert group_numbers(FleetState(), 5.0, 0.0) == {}
 
 
 def test_prediction_is_the_plans_over_the_batches_that_run() -> None:
@@ -105,14 +105,14 @@ def test_prediction_is_the_plans_over_the_batches_that_run() -> None:
     (group,) = fleet.state.groups.values()
     assert group.estimate is not None
     assert group.plan is not None
-    (seen,) = look(fleet.state, 5.0, fleet.now_s).values()
+    (seen,) = group_numbers(fleet.state, 5.0, fleet.now_s).values()
     planned = group.plan.num_speculative_tokens(1)
     assert planned > 0
     assert seen.predicted is not None
     assert seen.predicted.planned == pytest.approx(group.estimate.goodput_model.goodput_tokens_per_s(0, planned))
     assert seen.predicted.off == pytest.approx(group.estimate.goodput_model.goodput_tokens_per_s(0, 0))
     assert (seen.replicas, seen.fresh_replicas) == (2, 2)
-    (later,) = look(fleet.state, 5.0, fleet.now_s + 6.0).values()
+    (later,) = group_numbers(fleet.state, 5.0, fleet.now_s + 6.0).values()
     assert (later.replicas, later.fresh_replicas) == (2, 0)
 
 
@@ -128,7 +128,7 @@ def test_replica_that_claims_an_impossible_batch_counts_as_one_at_the_largest() 
         load = report.snapshot.load.model_copy(update={"decode_batch_size": batch})
         snapshot = report.snapshot.model_copy(update={"load": load})
         fleet.observe(report.model_copy(update={"snapshot": snapshot, "report_number": report.report_number + 1}))
-        return look(fleet.state, 5.0, fleet.now_s)[group_id].predicted
+        return group_numbers(fleet.state, 5.0, fleet.now_s)[group_id].predicted
 
     assert predicted(4096) == predicted(MAX_NUM_SEQS) != predicted(4)
 
@@ -139,14 +139,14 @@ def test_leases_and_wishes_of_a_group_whose_replicas_restart() -> None:
         replica.run_until(0.5)
         policy.take(replica.report(), 0.5)
     policy.decide(0.5)
-    seen = look(policy.state, 5.0, 0.5)[KEY.group_id]
+    seen = group_numbers(policy.state, 5.0, 0.5)[KEY.group_id]
     assert (seen.open_leases, seen.waiting_wishes) == (1, 2)
-    assert look(policy.state, 5.0, 1000.0)[KEY.group_id].open_leases == 0, "expired, whether or not anybody decided since"
+    assert group_numbers(policy.state, 5.0, 1000.0)[KEY.group_id].open_leases == 0, "expired, whether or not anybody decided since"
 
 
 @pytest.mark.looptime
 async def test_service_shows_itself_every_few_seconds_and_says_when_it_last_decided() -> None:
-    seen: list[PolicyLook] = []
+    seen: list[PolicyNumbers] = []
     async with running_service(publish=seen.append) as service:
         await settled(service, Replica())
         await service.exchange(b"nonsense")
@@ -164,7 +164,7 @@ async def test_decision_age_rises_while_deciding_fails(monkeypatch: pytest.Monke
     def decide(*_arguments: object) -> None:
         raise RuntimeError("no decision")
 
-    seen: list[PolicyLook] = []
+    seen: list[PolicyNumbers] = []
     monkeypatch.setattr(controller, "decide", decide)
     async with running_service(publish=seen.append):
         await asyncio.sleep(30.0)
@@ -176,7 +176,7 @@ async def test_service_outlives_a_publisher_that_raises() -> None:
     """INV-4."""
     calls = 0
 
-    def publish(_seen: PolicyLook) -> None:
+    def publish(_seen: PolicyNumbers) -> None:
         nonlocal calls
         calls += 1
         raise RuntimeError("no metrics")

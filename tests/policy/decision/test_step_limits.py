@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from nightjar.cluster.storage.plain_values import packed, restored, unpacked
-from nightjar.cluster.telemetry.policy_metrics import look
+from nightjar.cluster.telemetry.policy_metrics import group_numbers
 from nightjar.policy.operator.overrides import ModeOverride, ReplicaLimit, limit_of
 from nightjar.policy.state import FleetState
 from nightjar.policy.status.explanation import explain
@@ -91,7 +91,7 @@ def test_status_says_whose_limit_decides_and_a_metric_counts_it(seen: Fleet) -> 
     assert told["chat-1"].warning == "K limited by max_step_ms 9 of application chat"
     assert (told["code-1"].max_step_ms, told["code-1"].limit_decides) == (None, False)
     assert "max_step_ms" not in told["code-1"].reason
-    (group,) = look(seen.state, 5.0, seen.now_s).values()
+    (group,) = group_numbers(seen.state, 5.0, seen.now_s).values()
     assert (group.limited_replicas, group.limited_buckets) == (3, 0)
     assert "within max_step_ms 9 of application chat" in in_words(seen.decisions["chat-1"].causes)
 

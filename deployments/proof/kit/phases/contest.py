@@ -86,11 +86,11 @@ def _tune(drafter: Drafter, chosen: Chosen, log: Path) -> dict[int, dict[int, fl
     with MeteredEngine(EngineSpec(drafter, room="roomy"), chosen, Path(chosen.work), log) as engine:
         for rows in chosen.sizes.contest_rows:
             speeds = {}
-            for length in range(MAX_NUM_SPECULATIVE_TOKENS + 1):
-                engine.hold(length)
+            for k in range(MAX_NUM_SPECULATIVE_TOKENS + 1):
+                engine.hold(k)
                 engine.flow(rows, chosen.sizes.contest_s / 4, planned=False)
                 flow = engine.flow(rows, chosen.sizes.contest_s / 2, planned=False)
-                speeds[length] = flow["tokens"] / flow["seconds"]
+                speeds[k] = flow["tokens"] / flow["seconds"]
             found[rows] = speeds
             engine.empty()
     return found

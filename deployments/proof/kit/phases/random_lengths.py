@@ -73,11 +73,11 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
         wrong += [f"{name}: {sentence}" for sentence in verdict.lengths]
         wrong += [f"{name}: {outcome['fault']}"] * bool(outcome["fault"])
         unseen = set(range(MAX_NUM_SPECULATIVE_TOKENS + 1)) - verdict.forwards.keys()
-        wrong += [f"{name}: K = {length} was never ordered" for length in sorted(unseen)]
-        counts = "; ".join(f"K = {length}: {'/'.join(map(str, seen))}" for length, seen in sorted(verdict.forwards.items()))
+        wrong += [f"{name}: K = {k} was never ordered" for k in sorted(unseen)]
+        counts = "; ".join(f"K = {k}: {'/'.join(map(str, seen))}" for k, seen in sorted(verdict.forwards.items()))
         sentences.append(f"{name}: {verdict.steps - len(verdict.lengths)} of {verdict.steps} steps ran as set; forwards: {counts}.")
         kinds = sorted({kind for counter in modes.values() for kind in counter})
-        rows = [[name, str(length), *(str(counter[kind]) for kind in kinds)] for length, counter in sorted(modes.items())]
+        rows = [[name, str(k), *(str(counter[kind]) for kind in kinds)] for k, counter in sorted(modes.items())]
         tables.append(Table(("engine", "drafts verified per row, at most", *(f"steps, graph {kind}" for kind in kinds)), rows))
     return Found(Verdict.FAILED if wrong else Verdict.PROVED, wrong + sentences, tables)
 
