@@ -8,12 +8,12 @@ published: its gauges disappear, its counters stand still.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final
 
-from nightjar.cluster.telemetry.metrics import Backend, Exporter, Labels, Metric
+from nightjar.cluster.telemetry.metrics import Backend, Exporter, Labels, Metric, Values, counter, gauge, one_series
 from nightjar.deployments.agent import Metrics, ReplicaIdentity
 from nightjar.deployments.steering_level import level_now
 from nightjar.policy.wire.report import (
@@ -68,19 +68,12 @@ class ReplicaMetrics(Metrics):
             self._exporter.publish(EngineLook(self._identity, snapshot, settings_age_s), source=engine_id)
 
 
-Values = Callable[[EngineLook], Mapping[Labels, float]]
-
-
-def _plain(read: Callable[[EngineLook], float]) -> Values:
-    return lambda engine: {(): float(read(engine))}
-
-
-def _value(path: str) -> Values:
+def _value(path: str) -> Values[EngineLook]:
     """The one series of a number below EngineLook, by its dotted name; a test reads each of them."""
-    return _plain(attrgetter(path))
+    return one_series(attrgetter(path))
 
 
-def _by_k(field: str) -> Values:
+def _by_k(field: str) -> Values[EngineLook]:
     """One series of a field of StepTotals for each K that the engine can run, and for each that it ran."""
 
     def values(engine: EngineLook) -> Mapping[Labels, float]:
@@ -111,187 +104,179 @@ def _is_served_plainly(engine: EngineLook) -> bool:
     return bool(engine.identity.serving_plainly) and engine.identity.group.drafter_kind != "none"
 
 
-def _counter(name: str, unit: str, help_text: str, values: Values, labels: tuple[str, ...] = ()) -> Metric[EngineLook]:
-    return Metric(name=name, kind="counter", unit=unit, help=help_text, values=values, labels=labels)
-
-
-def _gauge(name: str, unit: str, help_text: str, values: Values, labels: tuple[str, ...] = ()) -> Metric[EngineLook]:
-    return Metric(name=name, kind="gauge", unit=unit, help=help_text, values=values, labels=labels)
-
-
 BY_K: Final = ("num_speculative_tokens",)
 REPLICA_METRICS: Final[tuple[Metric[EngineLook], ...]] = (
-    _gauge(
+    gauge(
         "nightjar_replica_info",
         "1",
         "1 for every replica; joins it with its group, whose members share what they learn.",
         lambda engine: {(engine.identity.group.group_id, engine.identity.group.drafter_kind): 1.0},
         ("group_id", "drafter_kind"),
     ),
-    _counter("nightjar_steps", "steps", "Engine steps that drafted with this K.", _by_k("steps"), BY_K),
-    _counter(
+    counter("nightjar_steps", "steps", "Engine steps that drafted with this K.", _by_k("steps"), BY_K),
+    counter(
         "nightjar_step_seconds",
         "seconds",
         "Time between two successive outputs of the busy engine.",
         _by_k("step_seconds"),
         BY_K,
     ),
-    _counter("nightjar_generated_tokens", "tokens", "Tokens that the steps delivered.", _by_k("generated_tokens"), BY_K),
-    _counter(
+    counter("nightjar_generated_tokens", "tokens", "Tokens that the steps delivered.", _by_k("generated_tokens"), BY_K),
+    counter(
         "nightjar_decode_rows",
         "rows",
         "Requests in their decode phase, summed over the steps; divided by steps: the mean decode batch size.",
         _by_k("decode_rows"),
         BY_K,
     ),
-    _counter("nightjar_prefill_tokens", "tokens", "Prompt tokens that the steps computed.", _by_k("prefill_tokens"), BY_K),
-    _counter("nightjar_draft_tokens", "tokens", "Draft tokens that the steps verified.", _by_k("draft_tokens"), BY_K),
-    _counter("nightjar_accepted_tokens", "tokens", "Draft tokens that were accepted.", _by_k("accepted_tokens"), BY_K),
-    _gauge("nightjar_num_speculative_tokens", "tokens", "K of the last step.", _value("snapshot.load.num_speculative_tokens")),
-    _gauge(
+    counter("nightjar_prefill_tokens", "tokens", "Prompt tokens that the steps computed.", _by_k("prefill_tokens"), BY_K),
+    counter("nightjar_draft_tokens", "tokens", "Draft tokens that the steps verified.", _by_k("draft_tokens"), BY_K),
+    counter("nightjar_accepted_tokens", "tokens", "Draft tokens that were accepted.", _by_k("accepted_tokens"), BY_K),
+    gauge("nightjar_num_speculative_tokens", "tokens", "K of the last step.", _value("snapshot.load.num_speculative_tokens")),
+    gauge(
         "nightjar_planned_num_speculative_tokens",
         "tokens",
         "K that the plan gives the last step; in shadow it does not run.",
         _value("snapshot.load.planned_num_speculative_tokens"),
     ),
-    _gauge(
+    gauge(
         "nightjar_decode_batch_size",
         "rows",
         "Requests in their decode phase in the last step; 0 while the engine is idle.",
         _value("snapshot.load.decode_batch_size"),
     ),
-    _gauge("nightjar_drafter_state", "0 or 1", "1 for the state that the drafter is in, 0 for all others.", _states, ("state",)),
-    _gauge(
+    gauge("nightjar_drafter_state", "0 or 1", "1 for the state that the drafter is in, 0 for all others.", _states, ("state",)),
+    gauge(
         "nightjar_lag_tokens",
         "tokens",
         "Tokens of running requests whose draft KV is missing: what a restart would recompute.",
         _value("snapshot.drafter.lag_tokens"),
     ),
-    _counter(
+    counter(
         "nightjar_restarts",
         "restarts",
         "Restarts of speculation that began, by cause: micro (within the local allowance) or leased.",
         _restarts,
         ("cause",),
     ),
-    _counter(
+    counter(
         "nightjar_probes",
         "probes",
         "Restarts that caught up and whose acceptance was put to the test. Restarts that gave up before have no probe.",
         _value("snapshot.drafter.probes"),
     ),
-    _counter(
+    counter(
         "nightjar_failed_probes",
         "probes",
         "Probes that found drafts not accepted as before: the drafter went back to dormant.",
         _value("snapshot.counters.failed_probes"),
     ),
-    _counter(
+    counter(
         "nightjar_catch_up_tokens", "tokens", "Draft tokens that were recomputed.", _value("snapshot.drafter.recomputed_tokens")
     ),
-    _counter(
+    counter(
         "nightjar_catch_up_measured_tokens",
         "tokens",
         "Draft tokens that were recomputed in pure decode steps, whose extra time nightjar_catch_up_seconds holds.",
         _value("snapshot.counters.catch_up.tokens"),
     ),
-    _counter(
+    counter(
         "nightjar_catch_up_seconds",
         "seconds",
         "How much longer pure decode steps took for recomputing draft tokens than K = 0 steps of their batch. A sum of noisy "
         "differences: what lies above its highest value so far is added.",
         _value("snapshot.counters.catch_up.seconds"),
     ),
-    _counter(
+    counter(
         "nightjar_draft_offloads",
         "moves",
         "Times that the draft's weights left the accelerator.",
         _value("snapshot.drafter.offloads"),
     ),
-    _counter(
+    counter(
         "nightjar_draft_reloads",
         "moves",
         "Times that the draft's weights came back to the accelerator.",
         _value("snapshot.drafter.reloads"),
     ),
-    _counter(
+    counter(
         "nightjar_draft_moved_bytes", "bytes", "Bytes of draft weights moved, both ways.", _value("snapshot.drafter.moved_bytes")
     ),
-    _counter(
+    counter(
         "nightjar_draft_moving_seconds",
         "seconds",
         "Time that moving the draft's weights took.",
         _value("snapshot.drafter.moving_seconds"),
     ),
-    _gauge(
+    gauge(
         "nightjar_borrowed_kv_blocks",
         "blocks",
         "KV blocks in the memory of an offloaded draft that hold KV of requests now.",
         _value("snapshot.drafter.borrowed_blocks"),
     ),
-    _counter(
+    counter(
         "nightjar_relocated_kv_blocks",
         "blocks",
         "KV blocks that were moved so that the draft could come back.",
         _value("snapshot.drafter.relocated_blocks"),
     ),
-    _counter(
+    counter(
         "nightjar_contraction_preempted_requests",
         "requests",
         "Requests that were preempted so that the draft could come back.",
         _value("snapshot.drafter.preempted_requests"),
     ),
-    _counter(
+    counter(
         "nightjar_guard_trips",
         "trips",
         "Times that the guard found speculation worse than off in a batch bucket, and held it off there.",
         _value("snapshot.counters.guard_trips"),
     ),
-    _gauge(
+    gauge(
         "nightjar_guard_held_batch_buckets",
         "buckets",
         "Batch buckets that the guard holds off now.",
-        _plain(lambda engine: len(engine.snapshot.held_buckets)),
+        one_series(lambda engine: len(engine.snapshot.held_buckets)),
     ),
-    _counter(
+    counter(
         "nightjar_guard_dwell_steps",
         "steps",
         "Steps in which the guard kept K below the plan's because it had not been held for long enough.",
         _value("snapshot.counters.guard_holds"),
     ),
-    _gauge(
+    gauge(
         "nightjar_settings_age_seconds",
         "seconds",
         "Time since the policy last said that the replica's settings hold, or since the agent started if it never did. Above "
         "settings_max_age_s the engine runs K = 0 only.",
         _value("settings_age_s"),
     ),
-    _gauge(
+    gauge(
         "nightjar_engine_fault",
         "0 or 1",
         "1 after an error of Nightjar's own code in the step loop: the engine runs its own K and its steps are not counted.",
-        _plain(lambda engine: bool(engine.snapshot.fault)),
+        one_series(lambda engine: bool(engine.snapshot.fault)),
     ),
-    _counter(
+    counter(
         "nightjar_draft_slot_breaches",
         "steps",
         "Steps whose drafts would have been written past the KV blocks of their requests. Such a step drafts nothing, and "
         "steering stops as for any fault.",
         _value("snapshot.counters.draft_slot_breaches"),
     ),
-    _gauge(
+    gauge(
         "nightjar_steering",
         "0 or 1",
         "How much of the engine is steered: 1 for its level, 0 for the others; `nightjar status` says why.",
         _levels,
         ("level",),
     ),
-    _gauge(
+    gauge(
         "nightjar_served_plainly",
         "0 or 1",
         "1 where a drafter is configured and the engine is served as plain vLLM all the same (fail open); `nightjar status` "
         "says why.",
-        _plain(_is_served_plainly),
+        one_series(_is_served_plainly),
     ),
 )
 """Labels beyond `common_labels` and Ray's own."""

@@ -26,6 +26,8 @@ MAX_SOURCES: Final = 4
 R = TypeVar("R")
 Labels = tuple[str, ...]
 """One series of a metric: its label values, in the order of the metric's label names."""
+Values = Callable[[R], Mapping[Labels, float]]
+"""Every series of a metric that a record has."""
 Marks = Mapping[str, Mapping[Labels, float]]
 """The highest value that was exported of each series of one counter, by source; the source heard last stands last."""
 
@@ -56,7 +58,22 @@ class Family:
 class Metric(Family, Generic[R]):
     """A row of a host's table. `values` gives every series that exists, those at zero included; a counter's are cumulative."""
 
-    values: Callable[[R], Mapping[Labels, float]]
+    values: Values[R]
+
+
+def counter(name: str, unit: str, help_text: str, values: Values[R], labels: tuple[str, ...] = ()) -> Metric[R]:
+    """A row whose values are cumulative."""
+    return Metric(name=name, kind="counter", unit=unit, help=help_text, values=values, labels=labels)
+
+
+def gauge(name: str, unit: str, help_text: str, values: Values[R], labels: tuple[str, ...] = ()) -> Metric[R]:
+    """A row whose values are those of now."""
+    return Metric(name=name, kind="gauge", unit=unit, help=help_text, values=values, labels=labels)
+
+
+def one_series(read: Callable[[R], float]) -> Values[R]:
+    """Of a metric without labels of its own."""
+    return lambda record: {(): float(read(record))}
 
 
 class Backend(Protocol):

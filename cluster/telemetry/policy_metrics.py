@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nightjar.cluster.telemetry.metrics import Labels, Metric
+from nightjar.cluster.telemetry.metrics import Labels, Metric, Values, counter, gauge, one_series
 from nightjar.policy.controller import Controller
 from nightjar.policy.operator.canary.trial import Trial
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
@@ -94,20 +94,16 @@ def _group(group: GroupState, replicas: list[ReplicaState], fresh_within_s: floa
     )
 
 
-def _of_actor(read: Callable[[PolicyNumbers], float]) -> Callable[[PolicyNumbers], Mapping[Labels, float]]:
-    return lambda policy: {(): float(read(policy))}
-
-
 def _of_looked_at_canary(policy: PolicyNumbers) -> Mapping[Labels, float]:
     last = policy.canary.last if policy.canary is not None else None
     return {(): last.ratio} if last is not None else {}
 
 
-def _by_group(read: Callable[[GroupNumbers], float]) -> Callable[[PolicyNumbers], Mapping[Labels, float]]:
+def _by_group(read: Callable[[GroupNumbers], float]) -> Values[PolicyNumbers]:
     return lambda policy: {(group_id,): float(read(group)) for group_id, group in policy.groups.items()}
 
 
-def _by_predicted_group(read: Callable[[Predicted], float]) -> Callable[[PolicyNumbers], Mapping[Labels, float]]:
+def _by_predicted_group(read: Callable[[Predicted], float]) -> Values[PolicyNumbers]:
     """Without the groups of which nothing is predicted: none is not zero."""
     return lambda policy: {
         (group_id,): read(group.predicted) for group_id, group in policy.groups.items() if group.predicted is not None
@@ -117,145 +113,124 @@ def _by_predicted_group(read: Callable[[Predicted], float]) -> Callable[[PolicyN
 GROUP: Final = ("group_id",)
 
 POLICY_METRICS: Final[tuple[Metric[PolicyNumbers], ...]] = (
-    Metric(
-        name="nightjar_policy_incarnation",
-        kind="gauge",
-        unit="1",
-        help="Incarnation of the policy actor: rises with every restart.",
-        values=_of_actor(lambda policy: policy.incarnation),
+    gauge(
+        "nightjar_policy_incarnation",
+        "1",
+        "Incarnation of the policy actor: rises with every restart.",
+        one_series(lambda policy: policy.incarnation),
     ),
-    Metric(
-        name="nightjar_policy_decision_age_seconds",
-        kind="gauge",
-        unit="seconds",
-        help="Time since the policy last decided without an error, or since it started. Rises where deciding fails or is stuck.",
-        values=_of_actor(lambda policy: policy.decision_age_s),
+    gauge(
+        "nightjar_policy_decision_age_seconds",
+        "seconds",
+        "Time since the policy last decided without an error, or since it started. Rises where deciding fails or is stuck.",
+        one_series(lambda policy: policy.decision_age_s),
     ),
-    Metric(
-        name="nightjar_policy_reports",
-        kind="counter",
-        unit="reports",
-        help="Reports of replicas that were taken.",
-        values=_of_actor(lambda policy: policy.reports),
+    counter(
+        "nightjar_policy_reports", "reports", "Reports of replicas that were taken.", one_series(lambda policy: policy.reports)
     ),
-    Metric(
-        name="nightjar_policy_refused_reports",
-        kind="counter",
-        unit="reports",
-        help="Reports that were refused or whose counts were left out: late, doubled, malformed or implausible.",
-        values=_of_actor(lambda policy: policy.refused_reports),
+    counter(
+        "nightjar_policy_refused_reports",
+        "reports",
+        "Reports that were refused or whose counts were left out: late, doubled, malformed or implausible.",
+        one_series(lambda policy: policy.refused_reports),
     ),
-    Metric(
-        name="nightjar_policy_frozen",
-        kind="gauge",
-        unit="0 or 1",
-        help="1 while an operator has frozen the fleet: no new plan, measurement or lease.",
-        values=_of_actor(lambda policy: policy.is_frozen),
+    gauge(
+        "nightjar_policy_frozen",
+        "0 or 1",
+        "1 while an operator has frozen the fleet: no new plan, measurement or lease.",
+        one_series(lambda policy: policy.is_frozen),
     ),
-    Metric(
-        name="nightjar_canary_replicas",
-        kind="gauge",
-        unit="replicas",
-        help="Replicas that a canary tries something on; 0 without one that runs.",
-        values=_of_actor(lambda policy: len(policy.canary.members) if policy.canary is not None else 0),
+    gauge(
+        "nightjar_canary_replicas",
+        "replicas",
+        "Replicas that a canary tries something on; 0 without one that runs.",
+        one_series(lambda policy: len(policy.canary.members) if policy.canary is not None else 0),
     ),
-    Metric(
-        name="nightjar_canary_goodput_ratio",
-        kind="gauge",
-        unit="ratio",
-        help="Goodput of the canary over its control's at the same batch, as of the last look at the canary that runs or ran last. "
+    gauge(
+        "nightjar_canary_goodput_ratio",
+        "ratio",
+        "Goodput of the canary over its control's at the same batch, as of the last look at the canary that runs or ran last. "
         "Absent before the first.",
-        values=_of_looked_at_canary,
+        _of_looked_at_canary,
     ),
-    Metric(
-        name="nightjar_replicas",
-        kind="gauge",
-        unit="replicas",
-        help="Replicas that the policy knows; one that falls silent counts until replica_timeout_s.",
-        labels=GROUP,
-        values=_by_group(lambda group: group.replicas),
+    gauge(
+        "nightjar_replicas",
+        "replicas",
+        "Replicas that the policy knows; one that falls silent counts until replica_timeout_s.",
+        _by_group(lambda group: group.replicas),
+        GROUP,
     ),
-    Metric(
-        name="nightjar_fresh_replicas",
-        kind="gauge",
-        unit="replicas",
-        help="Known replicas whose last report is at most 5 s old, or three exchange periods where those are longer.",
-        labels=GROUP,
-        values=_by_group(lambda group: group.fresh_replicas),
+    gauge(
+        "nightjar_fresh_replicas",
+        "replicas",
+        "Known replicas whose last report is at most 5 s old, or three exchange periods where those are longer.",
+        _by_group(lambda group: group.fresh_replicas),
+        GROUP,
     ),
-    Metric(
-        name="nightjar_open_leases",
-        kind="gauge",
-        unit="leases",
-        help="Leases in flight: restarts that the policy permitted and that have neither ended nor expired.",
-        labels=GROUP,
-        values=_by_group(lambda group: group.open_leases),
+    gauge(
+        "nightjar_open_leases",
+        "leases",
+        "Leases in flight: restarts that the policy permitted and that have neither ended nor expired.",
+        _by_group(lambda group: group.open_leases),
+        GROUP,
     ),
-    Metric(
-        name="nightjar_waiting_wishes",
-        kind="gauge",
-        unit="replicas",
-        help="Replicas that wish to restart speculation and hold no lease.",
-        labels=GROUP,
-        values=_by_group(lambda group: group.waiting_wishes),
+    gauge(
+        "nightjar_waiting_wishes",
+        "replicas",
+        "Replicas that wish to restart speculation and hold no lease.",
+        _by_group(lambda group: group.waiting_wishes),
+        GROUP,
     ),
-    Metric(
-        name="nightjar_restarts_frozen",
-        kind="gauge",
-        unit="0 or 1",
-        help="1 while the group's restarts are frozen because probes failed.",
-        labels=GROUP,
-        values=_by_group(lambda group: group.is_frozen),
+    gauge(
+        "nightjar_restarts_frozen",
+        "0 or 1",
+        "1 while the group's restarts are frozen because probes failed.",
+        _by_group(lambda group: group.is_frozen),
+        GROUP,
     ),
-    Metric(
-        name="nightjar_open_segments",
-        kind="gauge",
-        unit="segments",
-        help="Measurements that the policy dealt out and that are not finished.",
-        labels=GROUP,
-        values=_by_group(lambda group: group.open_segments),
+    gauge(
+        "nightjar_open_segments",
+        "segments",
+        "Measurements that the policy dealt out and that are not finished.",
+        _by_group(lambda group: group.open_segments),
+        GROUP,
     ),
-    Metric(
-        name="nightjar_limited_batch_buckets",
-        kind="gauge",
-        unit="buckets",
-        help="Batch buckets in which max_step_ms forbids the K that is predicted to give most.",
-        labels=GROUP,
-        values=_by_group(lambda group: group.limited_buckets),
+    gauge(
+        "nightjar_limited_batch_buckets",
+        "buckets",
+        "Batch buckets in which max_step_ms forbids the K that is predicted to give most.",
+        _by_group(lambda group: group.limited_buckets),
+        GROUP,
     ),
-    Metric(
-        name="nightjar_limited_replicas",
-        kind="gauge",
-        unit="replicas",
-        help="Busy replicas whose K a limit of their own decides: max_step_ms_per_application, or one set by hand.",
-        labels=GROUP,
-        values=_by_group(lambda group: group.limited_replicas),
+    gauge(
+        "nightjar_limited_replicas",
+        "replicas",
+        "Busy replicas whose K a limit of their own decides: max_step_ms_per_application, or one set by hand.",
+        _by_group(lambda group: group.limited_replicas),
+        GROUP,
     ),
-    Metric(
-        name="nightjar_predicted_tokens_per_second",
-        kind="gauge",
-        unit="tokens per second",
-        help="Generated tokens that the group's busy replicas are predicted to give at their present batches with the plan's K, "
+    gauge(
+        "nightjar_predicted_tokens_per_second",
+        "tokens per second",
+        "Generated tokens that the group's busy replicas are predicted to give at their present batches with the plan's K, "
         "whatever mode they run in. Absent where nothing is predicted.",
-        labels=GROUP,
-        values=_by_predicted_group(lambda predicted: predicted.planned),
+        _by_predicted_group(lambda predicted: predicted.planned),
+        GROUP,
     ),
-    Metric(
-        name="nightjar_predicted_off_tokens_per_second",
-        kind="gauge",
-        unit="tokens per second",
-        help="As nightjar_predicted_tokens_per_second, with K = 0.",
-        labels=GROUP,
-        values=_by_predicted_group(lambda predicted: predicted.off),
+    gauge(
+        "nightjar_predicted_off_tokens_per_second",
+        "tokens per second",
+        "As nightjar_predicted_tokens_per_second, with K = 0.",
+        _by_predicted_group(lambda predicted: predicted.off),
+        GROUP,
     ),
-    Metric(
-        name="nightjar_gain_over_off_ratio",
-        kind="gauge",
-        unit="ratio",
-        help="nightjar_predicted_tokens_per_second over nightjar_predicted_off_tokens_per_second: 1 where the plan is off. "
+    gauge(
+        "nightjar_gain_over_off_ratio",
+        "ratio",
+        "nightjar_predicted_tokens_per_second over nightjar_predicted_off_tokens_per_second: 1 where the plan is off. "
         "Predicted, not measured.",
-        labels=GROUP,
-        values=_by_predicted_group(lambda predicted: predicted.planned / predicted.off),
+        _by_predicted_group(lambda predicted: predicted.planned / predicted.off),
+        GROUP,
     ),
 )
 """Labels beyond Ray's own: `group_id`, as `nightjar status` shows it and nightjar_replica_info joins it with replicas."""
