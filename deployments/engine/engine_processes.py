@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import structlog
 
-from nightjar.deployments.engine.process_guard import descendants, is_resource_tracker, kill_descendants, noted_processes
+from nightjar.deployments.engine.process_guard import descendants, is_resource_tracker, noted_processes
 
 PROCESSES_END_WITHIN_S: Final = 30.0
 """Then they are killed."""
@@ -47,12 +47,12 @@ def kill_engine(folder: Path | None = None) -> list[int]:
 
     By SIGKILL: a stopped process ends of nothing less.
     """
-    killed = kill_descendants()
-    others = [] if folder is None else [pid for pid in noted_processes(folder) if pid not in killed]
-    for pid in others:
+    noted = [] if folder is None else noted_processes(folder)
+    pids = list(dict.fromkeys([*descendants(), *noted]))
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    return killed + others
+    return pids
 
 
 def device_bytes_in_use() -> int | None:

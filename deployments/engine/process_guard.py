@@ -133,15 +133,6 @@ def noted_processes(folder: Path) -> list[int]:
     return found
 
 
-def kill_descendants() -> list[int]:
-    """Kill every process below this one (SIGKILL: a stopped process ends of nothing less); return their pids."""
-    pids = descendants()
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return pids
-
-
 def descendants() -> list[int]:
     """Pids of the processes below this one, parents before their children."""
     children: dict[int, list[int]] = {}

@@ -209,7 +209,7 @@ def test_vllm_starts_though_the_variable_is_nonsense_and_says_so_once(monkeypatc
 
 PARENT_OF_STOPPED = """
 import os, signal, subprocess, sys
-from nightjar.deployments.engine.process_guard import kill_descendants
+from nightjar.deployments.engine.engine_processes import kill_engine
 core = subprocess.Popen(
     [sys.executable, "-c", "import subprocess; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); p.wait()"],
     stdout=subprocess.PIPE,
@@ -217,7 +217,7 @@ core = subprocess.Popen(
 worker_pid = int(core.stdout.readline())
 for pid in (core.pid, worker_pid):
     os.kill(pid, signal.SIGSTOP)
-pids = kill_descendants()
+pids = kill_engine()
 assert set(pids) == {core.pid, worker_pid}, pids
 assert core.wait(timeout=120) == -signal.SIGKILL
 print(worker_pid, flush=True)
