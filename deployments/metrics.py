@@ -29,7 +29,7 @@ VLLM_ENGINE: Final = "0"
 
 
 @dataclass(frozen=True, slots=True)
-class EngineLook:
+class SeenEngine:
     """One engine as its agent sees it now."""
 
     identity: ReplicaIdentity
@@ -59,24 +59,24 @@ class ReplicaMetrics(Metrics):
     def begin(self) -> None:
         """See agent.Metrics."""
         nothing_yet = EngineSnapshot(counters=Counters(engine_id=NO_ENGINE_ID))
-        self._exporter.create(EngineLook(self._identity, nothing_yet, 0.0))
+        self._exporter.create(SeenEngine(self._identity, nothing_yet, 0.0))
 
     def observe(self, snapshot: EngineSnapshot, settings_age_s: float) -> None:
         """See agent.Metrics. A control call that failed in the engine says nothing of it."""
         engine_id = snapshot.counters.engine_id
         if engine_id != NO_ENGINE_ID:
-            self._exporter.publish(EngineLook(self._identity, snapshot, settings_age_s), source=engine_id)
+            self._exporter.publish(SeenEngine(self._identity, snapshot, settings_age_s), source=engine_id)
 
 
-def _value(path: str) -> Values[EngineLook]:
-    """The one series of a number below EngineLook, by its dotted name; a test reads each of them."""
+def _value(path: str) -> Values[SeenEngine]:
+    """The one series of a number below SeenEngine, by its dotted name; a test reads each of them."""
     return one_series(attrgetter(path))
 
 
-def _by_k(field: str) -> Values[EngineLook]:
+def _by_k(field: str) -> Values[SeenEngine]:
     """One series of a field of StepTotals for each K that the engine can run, and for each that it ran."""
 
-    def values(engine: EngineLook) -> Mapping[Labels, float]:
+    def values(engine: SeenEngine) -> Mapping[Labels, float]:
         unused: dict[Labels, float] = {(str(k),): 0.0 for k in range(engine.identity.group.max_num_speculative_tokens + 1)}
         totals = engine.snapshot.counters.totals
         return unused | {(str(sums.num_speculative_tokens),): float(getattr(sums, field)) for sums in totals}
@@ -84,28 +84,28 @@ def _by_k(field: str) -> Values[EngineLook]:
     return values
 
 
-def _restarts(engine: EngineLook) -> Mapping[Labels, float]:
+def _restarts(engine: SeenEngine) -> Mapping[Labels, float]:
     """A restart is leased or it is micro; the counters hold all, and the micro ones."""
     micro = engine.snapshot.drafter.micro_restarts
     return {("micro",): float(micro), ("leased",): float(max(engine.snapshot.counters.restarts - micro, 0))}
 
 
-def _states(engine: EngineLook) -> Mapping[Labels, float]:
+def _states(engine: SeenEngine) -> Mapping[Labels, float]:
     return {(state.value,): float(state is engine.snapshot.drafter_state) for state in DrafterState}
 
 
-def _levels(engine: EngineLook) -> Mapping[Labels, float]:
+def _levels(engine: SeenEngine) -> Mapping[Labels, float]:
     now = level_now(engine.identity.steered, engine.identity.group.drafter_kind, engine.snapshot).level
     return {(level.value,): float(level is now) for level in SteeringLevel}
 
 
-def _is_served_plainly(engine: EngineLook) -> bool:
+def _is_served_plainly(engine: SeenEngine) -> bool:
     """An engine without a drafter has nothing to steer: it is served as it was configured."""
     return bool(engine.identity.serving_plainly) and engine.identity.group.drafter_kind != "none"
 
 
 BY_K: Final = ("num_speculative_tokens",)
-REPLICA_METRICS: Final[tuple[Metric[EngineLook], ...]] = (
+REPLICA_METRICS: Final[tuple[Metric[SeenEngine], ...]] = (
     gauge(
         "nightjar_replica_info",
         "1",

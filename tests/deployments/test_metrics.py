@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 from nightjar.cluster.telemetry.metrics import MAX_SOURCES, Family
 from nightjar.cluster.telemetry.policy_metrics import POLICY_METRICS
 from nightjar.deployments.agent import ReplicaIdentity
-from nightjar.deployments.metrics import REPLICA_METRICS, EngineLook, ReplicaMetrics, common_labels
+from nightjar.deployments.metrics import REPLICA_METRICS, SeenEngine, ReplicaMetrics, common_labels
 from nightjar.deployments.steering_level import Steered
 from nightjar.policy.wire.record import MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.policy.wire.report import (
@@ -247,5 +247,5 @@ def test_tables_hold_names_once_and_end_them_as_prometheus_wants() -> None:
 def test_pure_mapping_is_total() -> None:
     """Whatever the engine's state, every metric has its values."""
     for state in DrafterState:
-        engine = EngineLook(IDENTITY, EngineSnapshot(counters=Counters(engine_id="e"), drafter_state=state), 0.0)
+        engine = SeenEngine(IDENTITY, EngineSnapshot(counters=Counters(engine_id="e"), drafter_state=state), 0.0)
         assert all(metric.values(engine) for metric in REPLICA_METRICS)
