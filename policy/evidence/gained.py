@@ -85,10 +85,10 @@ def gained(spent: Spent, model: GoodputModel, former: int, measured: Container[i
     arm = model.arms.index(former)
     log_ratio, deviation = model.gain(np.full(len(model.rows), arm, dtype=np.int64))
     compared_s = former_s = doubt_s = 0.0
-    for (bucket, length, _), seconds in spent.cells.items():
-        if length not in model.arms or bucket >= len(model.rows):
+    for (bucket, k, _), seconds in spent.cells.items():
+        if k not in model.arms or bucket >= len(model.rows):
             continue
-        place = bucket, model.arms.index(length)
+        place = bucket, model.arms.index(k)
         if not (deviation[place] <= MOST_DEVIATION and abs(log_ratio[place]) <= MOST_LOG_RATIO):  # also where it is no number
             continue
         compared_s += seconds

@@ -144,10 +144,10 @@ class Slopes:
 
     def at(self, cell: Cell) -> float:
         """The slope in a cell; 0 in one that is no arm's."""
-        bucket, length, _ = cell
-        if self.slopes is None or length not in self.arms or bucket >= len(self.slopes):
+        bucket, k, _ = cell
+        if self.slopes is None or k not in self.arms or bucket >= len(self.slopes):
             return 0.0
-        return float(self.slopes[bucket, self.arms.index(length)])
+        return float(self.slopes[bucket, self.arms.index(k)])
 
 
 def _judged(contributions: Contributions, replicas: int, now_s: float) -> Contributions:

@@ -38,7 +38,7 @@ STARTING_STEP_SECONDS: Final = 0.02
 
 ROWS_DEVIATION: Final = 0.10
 """Standard deviation of what the shape leaves, common to all K of a bucket."""
-LENGTH_DEVIATION: Final = 0.12
+K_DEVIATION: Final = 0.12
 """The same between two K that differ by a factor of two in 1 + K. Fitted on six engines, as the others
 (`make bench-model` judges the model)."""
 CELL_DEVIATION: Final = 0.02
@@ -69,14 +69,14 @@ def predict_step_times(
     Cells with a K that is not among the arms help the shape as well.
     """
     of_buckets = np.array([cell.batch_bucket for cell in cells], dtype=np.int64)
-    lengths = np.array([cell.num_speculative_tokens for cell in cells], dtype=np.int64)
+    k = np.array([cell.num_speculative_tokens for cell in cells], dtype=np.int64)
     sums = table_of(list(cells.values()))
     bucket_rows, context_per_row = _usual(of_buckets, sums, buckets, max_num_seqs)
     shape = (len(buckets), len(arms))
     asked = _Points(
         buckets=np.repeat(np.array(buckets), len(arms)),
         rows=np.repeat(bucket_rows, len(arms)),
-        lengths=np.tile(np.array(arms, dtype=float), len(buckets)),
+        k=np.tile(np.array(arms, dtype=float), len(buckets)),
         context=np.repeat(bucket_rows * context_per_row, len(arms)),
     )
     alike = _kernel(asked.first(len(arms)), asked.first(len(arms)))
@@ -84,7 +84,7 @@ def predict_step_times(
         shape_seconds, doubt = _shape_seconds(asked.parts(), _PRIOR)
         log_seconds = np.log(STARTING_STEP_SECONDS * shape_seconds)
         return StepTimes(log_seconds.reshape(shape), alike + _within_buckets(doubt, shape), bucket_rows)
-    measured, seen, noise = _measured(of_buckets, lengths, sums, now_s)
+    measured, seen, noise = _measured(of_buckets, k, sums, now_s)
     shortest = seen.min()
     theta = _shape(measured.parts(), np.exp(shortest - seen), noise)
     seen_shape, seen_doubt = _shape_seconds(measured.parts(), theta)
@@ -113,22 +113,22 @@ class _Points:
 
     buckets: npt.NDArray[np.int64]
     rows: Floats
-    lengths: Floats
+    k: Floats
     context: Floats
 
     def first(self, count: int) -> Self:
-        return type(self)(self.buckets[:count], self.rows[:count], self.lengths[:count], self.context[:count])
+        return type(self)(self.buckets[:count], self.rows[:count], self.k[:count], self.context[:count])
 
     def verified(self) -> Floats:
-        return self.rows * (1.0 + self.lengths)
+        return self.rows * (1.0 + self.k)
 
     def parts(self) -> Floats:
         """(points, parts): what the seconds are a sum of, in _SCALES."""
         columns = np.empty((len(self.rows), len(_SCALES)))
         columns[:, 0] = 1.0
-        columns[:, 1] = self.lengths > 0
-        columns[:, 2] = self.lengths
-        columns[:, 3] = self.lengths * self.rows
+        columns[:, 1] = self.k > 0
+        columns[:, 2] = self.k
+        columns[:, 3] = self.k * self.rows
         columns[:, 4] = self.context
         columns[:, 5:] = np.maximum(self.verified()[:, None] - HINGES_VERIFIED_TOKENS, 0.0)
         columns *= _SCALES
@@ -148,7 +148,7 @@ def _usual(cell_buckets: npt.NDArray[np.int64], sums: Table, buckets: range, max
 
 
 def _measured(
-    buckets: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], sums: Table, now_s: float
+    buckets: npt.NDArray[np.int64], k: npt.NDArray[np.int64], sums: Table, now_s: float
 ) -> tuple[_Points, Floats, Floats]:
     """The measured cells, the mean log seconds of each and its variance."""
     steps, mean, squares = sums["steps"], sums["log_seconds"] / sums["steps"], sums["log_seconds_squared"]
@@ -156,7 +156,7 @@ def _measured(
     scatter = np.where(told, np.maximum(squares - steps * mean * mean, 0.0), 0.0).sum()
     degrees = np.where(told, np.maximum(steps - 1.0, 0.0), 0.0).sum()
     noise = (scatter + PRIOR_NOISE_STEPS * STEP_VARIANCE) / (degrees + PRIOR_NOISE_STEPS)
-    points = _Points(buckets, sums["rows"] / steps, lengths.astype(float), sums["context_tokens"] / steps)
+    points = _Points(buckets, sums["rows"] / steps, k.astype(float), sums["context_tokens"] / steps)
     drifted = np.array([drift_variance(now_s - measured_at_s) for measured_at_s in sums["measured_at_s"].tolist()])
     return points, mean, noise / steps + drifted
 
@@ -167,9 +167,9 @@ def _kernel(one: _Points, other: _Points) -> Floats:
     A part common to all K, one that wanders as K grows (none at K=0), both alike in nearby batches, and each cell's own.
     """
     octaves = (np.log2(one.rows)[:, None] - np.log2(other.rows)[None, :]) / ROWS_OCTAVES
-    growth = np.minimum(np.log2(1.0 + one.lengths)[:, None], np.log2(1.0 + other.lengths)[None, :])
-    alike = np.exp(-0.5 * octaves * octaves) * (ROWS_DEVIATION**2 + LENGTH_DEVIATION**2 * growth)
-    same = (one.buckets[:, None] == other.buckets[None, :]) & (one.lengths[:, None] == other.lengths[None, :])
+    growth = np.minimum(np.log2(1.0 + one.k)[:, None], np.log2(1.0 + other.k)[None, :])
+    alike = np.exp(-0.5 * octaves * octaves) * (ROWS_DEVIATION**2 + K_DEVIATION**2 * growth)
+    same = (one.buckets[:, None] == other.buckets[None, :]) & (one.k[:, None] == other.k[None, :])
     kernel: Floats = alike + CELL_DEVIATION**2 * same
     return kernel
 

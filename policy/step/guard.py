@@ -96,22 +96,22 @@ class OffGuard:
         self._max_num_seqs = max_num_seqs
         self._watches = [_Watch(bucket) for bucket in range(batch_bucket(max_num_seqs) + 1)]
         self._watch_by_batch = [self._watches[batch_bucket(batch)] for batch in range(max_num_seqs + 1)]
-        self._lengths: Sequence[int] = [0] * (max_num_seqs + 1)
-        self.adopt(self._lengths, ())
+        self._k_by_batch: Sequence[int] = [0] * (max_num_seqs + 1)
+        self.adopt(self._k_by_batch, ())
         self.trips = 0
         self.holding = 0
         """Buckets that are held off now; ask `holds` only while there are any."""
 
-    def adopt(self, lengths: Sequence[int], off_steps: Sequence[OffStep]) -> None:
+    def adopt(self, k_by_batch: Sequence[int], off_steps: Sequence[OffStep]) -> None:
         """Take the K that the plan runs at each batch from 0 to `max_num_seqs`, and what OFF should take.
 
         Without that nothing is watched. Expectations hold within the buckets that name one; between two of them they are
         interpolated.
         """
         for batch in range(1, self._max_num_seqs + 1):
-            if lengths[batch] != self._lengths[batch]:
+            if k_by_batch[batch] != self._k_by_batch[batch]:
                 self._watch_by_batch[batch].begin()
-        self._lengths = lengths
+        self._k_by_batch = k_by_batch
         self._off_seconds: list[float] = [0.0] * (self._max_num_seqs + 1)
         if not off_steps:
             return
@@ -155,7 +155,7 @@ class OffGuard:
         if not num_speculative_tokens:
             self._count_off(watch, cost, now_s)
             return
-        if num_speculative_tokens != self._lengths[decode_rows]:
+        if num_speculative_tokens != self._k_by_batch[decode_rows]:
             return
         gain = generated_tokens / decode_rows
         if now_s > watch.scale_ends_s:

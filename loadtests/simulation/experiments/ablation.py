@@ -89,9 +89,7 @@ PARTS: Final = (
     Part("switch margin", {"switch_margin": 0.0}),
     Part("doubt", stand_ins=(StandIn(fleet, "DOUBT_DEVIATIONS", 0.0),)),
     Part("odds before off is known", stand_ins=(StandIn(fleet, "favourites", _off_until_measured),)),
-    Part(
-        "what neighbours tell", stand_ins=(StandIn(step_time, "ROWS_DEVIATION", 1.0), StandIn(step_time, "LENGTH_DEVIATION", 1.0))
-    ),
+    Part("what neighbours tell", stand_ins=(StandIn(step_time, "ROWS_DEVIATION", 1.0), StandIn(step_time, "K_DEVIATION", 1.0))),
     Part("bound on what can win", stand_ins=(StandIn(GoodputModel, "upper_bound", _everything_can_win),)),
     Part(
         "allowance of exploration",
