@@ -11,6 +11,7 @@ steps and corrects the expectation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -45,40 +46,27 @@ FORGIVEN_S: Final = 1800.0
 """Without a trip for so long since the last hold, the next one is a first one again."""
 
 
+@dataclass(slots=True)
 class _Watch:
     """One batch bucket: the test, the check and the hold."""
 
-    __slots__ = (
-        "began_s",
-        "bucket",
-        "check_seconds",
-        "check_steps",
-        "doubted_s",
-        "held_until_s",
-        "is_checking",
-        "last_scale",
-        "mean",
-        "off_scale",
-        "on_seconds",
-        "on_tokens",
-        "released_s",
-        "scale_ends_s",
-        "score",
-        "trips_in_a_row",
-        "variance",
-    )
-
-    def __init__(self, bucket: int) -> None:
-        self.bucket = bucket
-        self.off_scale, self.scale_ends_s = 1.0, float("inf")
-        self.last_scale = 1.0
-        self.trips_in_a_row = 0
-        self.released_s = self.doubted_s = float("-inf")
-        self.held_until_s: float | None = None
-        self.is_checking = False
-        self.check_steps = 0
-        self.check_seconds = 0.0
-        self.begin()
+    bucket: int
+    mean: float = 0.0
+    variance: float = 1.0
+    score: float = 0.0
+    on_seconds: float = 0.0
+    on_tokens: float = 0.0
+    began_s: float = 0.0
+    off_scale: float = 1.0
+    last_scale: float = 1.0
+    scale_ends_s: float = float("inf")
+    is_checking: bool = False
+    check_steps: int = 0
+    check_seconds: float = 0.0
+    held_until_s: float | None = None
+    trips_in_a_row: int = 0
+    released_s: float = float("-inf")
+    doubted_s: float = float("-inf")
 
     def begin(self) -> None:
         """Test anew, knowing nothing of the losses."""
