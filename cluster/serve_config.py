@@ -1,9 +1,9 @@
-"""A Serve YAML file, checked before anything starts.
+"""A Serve YAML file as Serve reads it, before anything starts, and the names by which files know the policy.
 
-Ray Serve accepts misspelt fields in silence and finds wrong values minutes later, in a replica's log. Here every problem
-that can be known off-line is one line naming field, value and what is allowed (`ServeFileError`): unreadable or malformed
-YAML, unknown fields, Serve's own schema, an import path that does not exist, the policy app's settings, and what our own
-builders find wrong with their `args`: those build nothing but a description and are called here as Serve will call them.
+`nightjar check` says what is wrong with a file, and `nightjar run` starts none with an error. Left for here is what takes Ray and
+the applications' own code, and what Serve finds minutes later, in a replica's log: its schema, an import path that does not exist,
+and what our own builders find wrong with their `args`: those build nothing but a description and are called here as Serve will call
+them. Each is one line naming field, value and what is allowed (`ServeFileError`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from nightjar.policy.wire.operator import SettingsError, parse_operator_settings
 from nightjar.policy.wire.record import describe_validation_error
 
 POLICY_IMPORT_PATH: Final = "nightjar.cluster.policy_app:build"
@@ -56,64 +54,25 @@ class ServeFile:
 
 
 def load_serve_file(path: Path) -> ServeFile:
-    """Read and check a file. Imports Ray Serve's schema and the applications' modules; raises ServeFileError."""
-    values = read_yaml(path)
+    """Read a file. Imports Ray Serve's schema and the applications' modules; raises ServeFileError."""
+    from ray.serve.schema import ServeDeploySchema
+
     try:
-        checked = check_shape(values)
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        checked = ServeDeploySchema.model_validate(values)
         applications = tuple(check_application(application) for application in checked.applications)
-    except ServeFileError as error:
-        raise ServeFileError(f"{path}: {error}") from error
+    except ValidationError as error:
+        raise ServeFileError(f"{path}: {describe_validation_error(error)}") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ServeFileError(f"{path}: {' '.join(str(error).split())}") from error
     return ServeFile(
         path=path, values=values, applications=applications, host=checked.http_options.host, port=checked.http_options.port
     )
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The file's mapping. Raises ServeFileError."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ServeFileError(f"{path}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise ServeFileError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise ServeFileError(f"{path}: holds {type(values).__name__}, expected a mapping with the field applications")
-    return values
-
-
-def check_shape(values: Mapping[str, Any]) -> Any:
-    """Serve's own `ServeDeploySchema` of the values, without unknown fields. Raises ServeFileError."""
-    from ray.serve.schema import DeploymentSchema, HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
-
-    try:
-        checked = ServeDeploySchema.model_validate(values)
-    except (ValidationError, ValueError) as error:
-        raise ServeFileError(describe_validation_error(error) if isinstance(error, ValidationError) else str(error)) from error
-    refuse_unknown("", values, ServeDeploySchema)
-    refuse_unknown("http_options.", values.get("http_options") or {}, HTTPOptionsSchema)
-    for number, application in enumerate(values["applications"]):
-        refuse_unknown(f"applications.{number}.", application, ServeApplicationSchema)
-        for place, deployment in enumerate(application.get("deployments") or []):
-            refuse_unknown(f"applications.{number}.deployments.{place}.", deployment, DeploymentSchema)
-    if not checked.applications:
-        raise ServeFileError("applications: the list is empty, at least one application is needed")
-    return checked
-
-
-def refuse_unknown(prefix: str, values: Mapping[str, Any], schema: type[BaseModel]) -> None:
-    """Raises ServeFileError for a field that Serve would drop in silence."""
-    for field in values:
-        if field not in schema.model_fields:
-            near = get_close_matches(str(field), schema.model_fields, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(schema.model_fields)}"
-            raise ServeFileError(f"{prefix}{field}: no such field (value {str(values[field])[:80]!r}); {hint}")
-
-
 def check_application(application: Any) -> Application:
     """The checks that only the application's own code can make. Raises ServeFileError."""
     name = f"application {application.name}"
-    if application.import_path == POLICY_IMPORT_PATH:
-        check_policy_settings(name, application)
     if not application.runtime_env:
         builder = import_application(name, application.import_path)
         if application.import_path.startswith(OWN_MODULES) and not application.import_path.startswith(HOSTED_MODULE):
@@ -122,18 +81,6 @@ def check_application(application: Any) -> Application:
             except ValueError as error:
                 raise ServeFileError(f"{name}: args: {error}") from error
     return Application(name=application.name, import_path=application.import_path, route_prefix=application.route_prefix)
-
-
-def check_policy_settings(name: str, application: Any) -> None:
-    """The operator's settings in the policy app's `user_config`. Raises ServeFileError."""
-    for deployment in application.deployments:
-        if deployment.name != POLICY_DEPLOYMENT:
-            raise ServeFileError(f"{name}: deployments: no deployment {deployment.name!r}; the policy app has {POLICY_DEPLOYMENT}")
-        user_config = deployment.user_config if "user_config" in deployment.model_fields_set else None
-        try:
-            parse_operator_settings(cast("Mapping[str, object]", user_config or {}))
-        except SettingsError as error:
-            raise ServeFileError(f"{name}: user_config: {error}") from error
 
 
 def import_application(name: str, import_path: str) -> Any:

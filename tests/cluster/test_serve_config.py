@@ -1,4 +1,4 @@
-"""A Serve YAML is checked off-line: each mistake is one line naming file, field, value and what is allowed."""
+"""A Serve YAML is read as Serve reads it: each mistake is one line naming file, field, value and what is allowed."""
 
 from pathlib import Path
 
@@ -7,14 +7,7 @@ import pytest
 pytest.importorskip("ray.serve")
 
 from nightjar.cluster.policy_app import build
-from nightjar.cluster.serve_config import (
-    POLICY_IMPORT_PATH,
-    ServeFileError,
-    check_policy_settings,
-    check_shape,
-    load_serve_file,
-    read_yaml,
-)
+from nightjar.cluster.serve_config import POLICY_IMPORT_PATH, ServeFileError, load_serve_file
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import parse_operator_settings
 
@@ -54,26 +47,18 @@ def test_a_good_file_gives_its_applications_host_and_port(tmp_path: Path) -> Non
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ServeFileError, match=r"nowhere.yaml: cannot be read .*No such file"):
+    with pytest.raises(ServeFileError, match=r"nowhere.yaml: .*No such file"):
         load_serve_file(tmp_path / "nowhere.yaml")
 
 
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("applications: [", ["not YAML"]),
-        ("just words", ["holds str", "applications"]),
+        ("applications: [", ["while parsing a flow node"]),
+        ("just words", ["record", "valid dictionary", "'just words'"]),
         ("{}", ["applications", "Field required"]),
-        ("applications: []", ["applications", "empty"]),
         ("applications: [{name: a}]", ["applications.0.import_path", "Field required"]),
         ("http_options: {port: many}\napplications: [{import_path: 'a:b'}]", ["http_options.port", "integer", "'many'"]),
-        ("http_options: {prot: 1}\napplications: [{import_path: 'a:b'}]", ["http_options.prot", "'1'", "did you mean port?"]),
-        ("applications: [{import_path: 'a:b'}]\naplications: []", ["aplications: no such field", "did you mean applications?"]),
-        ("applications: [{import_path: 'a:b', arg: {x: 1}}]", ["applications.0.arg", "did you mean args?"]),
-        (
-            "applications: [{import_path: 'a:b', deployments: [{name: D, num_replica: 2}]}]",
-            ["applications.0.deployments.0.num_replica", "did you mean num_replicas?"],
-        ),
         (
             "applications: [{import_path: 'a:b', deployments: [{name: D, num_replicas: -2}]}]",
             ["deployments.0", "num_replicas", "-2"],
@@ -108,33 +93,11 @@ def test_what_our_model_app_finds_wrong_with_its_args_is_known_off_line(
     assert [part for part in parts if part not in message] == [], message
 
 
-@pytest.mark.parametrize(
-    ("user_config", "parts"),
-    [
-        ("{modee: auto}", ["modee", "'auto'", "did you mean mode?"]),
-        ("{mode: fast}", ["mode", "'fast'", "auto, shadow, off, pin=K"]),
-        ("{mode: on}", ["mode", "'True'", "auto, shadow, off, pin=K"]),
-        ("{planner: magic}", ["planner", "'magic'", "'fleet'"]),
-        ("{dwell_steps: -1}", ["dwell_steps", "-1", "greater than or equal to 0"]),
-    ],
-)
-def test_a_wrong_setting_of_the_policy_app_is_one_line(tmp_path: Path, user_config: str, parts: list[str]) -> None:
-    message = refusal(tmp_path, POLICY_APP.format(name="Policy", user_config=user_config))
-    assert message.startswith("application nightjar: user_config: ")
-    assert [part for part in parts if part not in message] == [], message
-
-
 def test_an_unquoted_off_which_yaml_reads_as_false_is_the_mode_off(tmp_path: Path) -> None:
     file = tmp_path / "serve.yaml"
     file.write_text(POLICY_APP.format(name="Policy", user_config="{mode: off}"))
     (policy,) = load_serve_file(file).values["applications"]
     assert parse_operator_settings(policy["deployments"][0]["user_config"]).mode == Mode.parse("off")
-
-
-def test_a_deployment_that_the_policy_app_does_not_have_is_named(tmp_path: Path) -> None:
-    message = refusal(tmp_path, POLICY_APP.format(name="Polizy", user_config="{}"))
-    assert "'Polizy'" in message
-    assert "Policy" in message
 
 
 def test_args_of_the_policy_app_are_refused(tmp_path: Path) -> None:
@@ -144,12 +107,3 @@ def test_args_of_the_policy_app_are_refused(tmp_path: Path) -> None:
 
 def test_the_import_path_that_the_checks_look_for_is_the_policy_apps() -> None:
     assert f"{build.__module__}:{build.__name__}" == POLICY_IMPORT_PATH
-
-
-def test_the_local_configuration_is_a_serve_file_that_passes_the_shape_and_the_settings() -> None:
-    checked = check_shape(read_yaml(Path(__file__).parents[2] / "cluster/configs/local-cpu.yaml"))
-    assert [application.import_path for application in checked.applications] == [
-        "nightjar.deployments.app:build",
-        POLICY_IMPORT_PATH,
-    ]
-    check_policy_settings("nightjar", checked.applications[1])

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 from nightjar.cluster.telemetry.metrics import MAX_SOURCES, Family
 from nightjar.cluster.telemetry.policy_metrics import POLICY_METRICS
 from nightjar.deployments.agent import ReplicaIdentity
-from nightjar.deployments.metrics import REPLICA_METRICS, SeenEngine, ReplicaMetrics, common_labels
+from nightjar.deployments.metrics import REPLICA_METRICS, ReplicaMetrics, SeenEngine, common_labels
 from nightjar.deployments.steering_level import Steered
 from nightjar.policy.wire.record import MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.policy.wire.report import (

@@ -214,6 +214,9 @@ def test_in_a_rayservice_the_same_messages_name_the_manifests_lines(text: str, m
             "f:18: error: applications.1.name: 'chat' is the name of application 0, too; each needs its own: change one",
         ),
         (replaced("port: 8000", "port: many"), "http_options.port: 'many' must be a valid integer"),
+        (replaced("port: 8000", "prot: 8000"), "http_options.prot: no such field (value 8000); did you mean port?"),
+        (f"{GOOD}aplications: []\n", "aplications: no such field (value []); did you mean applications?"),
+        (replaced("planner: fleet", "dwell_steps: -1"), "dwell_steps: Input should be greater than or equal to 0 (value -1)"),
         (
             replaced("num_replicas: 3", "user_config: {mode: fast}"),
             "user_config: mode 'fast' is none of auto, shadow, off, pin=K, default",
