@@ -17,15 +17,15 @@ settings.load_profile("nightjar")
 LONGEST_FIRST: Final = (
     "tests/test_readme.py",
     "tests/engine/test_dormant_engine.py",
-    "tests/deployments/test_serving.py",
+    "tests/deployments/live/test_serving.py",
     "tests/gpu_paths/test_gpu_paths.py",
     "tests/gpu_paths/test_off_on_v2.py",
-    "tests/deployments/test_serving_killed_engine.py",
-    "tests/deployments/test_by_hand.py",
-    "tests/deployments/test_serving_restarts.py",
+    "tests/deployments/live/test_serving_killed_engine.py",
+    "tests/deployments/live/test_by_hand.py",
+    "tests/deployments/live/test_serving_restarts.py",
     "tests/gpu_paths/test_ray_executor.py",
     "tests/cluster/local/test_run_ray.py",
-    "tests/deployments/test_serving_hung.py",
+    "tests/deployments/live/test_serving_hung.py",
     "tests/fleet/test_operator.py",
     "tests/engine/test_tensor_parallel_engine.py",
 )
@@ -33,10 +33,10 @@ LONGEST_FIRST: Final = (
 
 SEVERAL_ENGINES: Final = (
     "tests/test_readme.py::test_a_command_of_the_pages_does_what_it_says[make demo]",
-    "tests/deployments/test_by_hand.py",
-    "tests/deployments/test_serving.py",
-    "tests/deployments/test_serving_plainly.py",
-    "tests/deployments/test_serving_restarts.py",
+    "tests/deployments/live/test_by_hand.py",
+    "tests/deployments/live/test_serving.py",
+    "tests/deployments/live/test_serving_plainly.py",
+    "tests/deployments/live/test_serving_restarts.py",
     "tests/monitoring/test_running_system.py",
 )
 """They take 6 to 15 GiB each. Two of them side by side can fill a machine of 24 GiB; Ray's memory monitor then kills replicas."""

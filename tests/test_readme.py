@@ -23,7 +23,7 @@ ROOT: Final = Path(__file__).parents[1]
 BIN: Final = Path(sys.executable).parent
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
 TUTORIAL: Final = "docs/tutorial.md"
-"""tests/deployments/test_tutorial.py runs all of its commands, in their order."""
+"""tests/deployments/live/test_tutorial.py runs all of its commands, in their order."""
 PAGES: Final = tuple(
     page
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -39,7 +39,7 @@ MOST_NUMBERS: Final = 40
 IN_THE_CHECKOUT: Final = ("make ", ".venv/")
 SMALL_CASE_TIMEOUT_S: Final = 900.0
 WHOLE_TIMEOUT_S: Final = 5400.0
-BY_HAND: Final = "tests/deployments/test_by_hand.py"
+BY_HAND: Final = "tests/deployments/live/test_by_hand.py"
 CHECK: Final = ".ci/run"
 RUN_ELSEWHERE: Final = {
     "make test": CHECK,

@@ -36,7 +36,7 @@ from tests.ports import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
 LOCAL_CPU = ROOT / "cluster/configs/local-cpu.yaml"
 SERVES_WITHIN_S = 300.0

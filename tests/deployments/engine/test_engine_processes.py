@@ -19,7 +19,7 @@ from nightjar.deployments.engine.engine_processes import (
     device_bytes_in_use,
 )
 from nightjar.deployments.engine.environment import ENGINE_FOLDER_VARIABLE, REPLICA_VARIABLE
-from tests.deployments.nodes import Node
+from tests.deployments.engine.nodes import Node
 
 GIB = 1 << 30
 WORKER = """

@@ -56,7 +56,7 @@ def test_front_end_counts_what_was_a_step(scheduler_stats: Any, iteration_stats:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch and vLLM, on import
-def test_an_observer_counts_once_and_bears_all_that_vllm_tells_its_loggers() -> None:
+def test_an_observer_counts_once_and_bears_all_that_vllm_tells_loggers() -> None:
     loggers = pytest.importorskip("vllm.v1.metrics.loggers")
     manager = loggers.StatLoggerManager.__new__(loggers.StatLoggerManager)  # its constructor registers Prometheus metrics
     manager.stat_loggers, manager.engine_indexes = [], [0]

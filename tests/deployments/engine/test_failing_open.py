@@ -12,7 +12,7 @@ import pytest
 from nightjar.deployments.engine.start.arguments import EngineArguments
 from nightjar.deployments.engine.start.fallback import REMEMBERED_S, Refusals, SteeringRequiredError, start_failing_open
 from nightjar.policy.wire.record import MAX_REASON_LENGTH
-from tests.deployments.nodes import Node
+from tests.deployments.engine.nodes import Node
 
 STEERED = EngineArguments({"scheduler_cls": "ours"}, "draft_model", 4)
 PLAIN = EngineArguments({}, "draft_model", 4)

@@ -12,7 +12,7 @@ import pytest
 from nightjar.deployments.engine.engine_folder import EngineFolder, make_engine_folder
 from nightjar.deployments.engine.environment import engine_environment
 from nightjar.deployments.engine.start.launch import claim_cores
-from tests.deployments.test_environment import CPU
+from tests.deployments.engine.test_environment import CPU
 
 ALLOWED = (0, 2, 4, 6)
 

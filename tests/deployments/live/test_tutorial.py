@@ -28,7 +28,7 @@ from tests.ports import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.long]
 
-ROOT: Final = Path(__file__).parents[2]
+ROOT: Final = Path(__file__).parents[3]
 BIN: Final = Path(sys.executable).parent
 PAGE: Final = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
 BEFORE_ANY_TEST: Final = ("make install", "make models", ". .venv/bin/activate")
