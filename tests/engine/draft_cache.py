@@ -36,10 +36,12 @@ class Scheduled(NamedTuple):
 
 
 class DraftCache:
-    """Runs an engine of `scheduler` with the draft's cache made explicit."""
+    """Runs an engine of `scheduler` with the draft's cache made explicit, `in_flight` steps scheduled before one is answered."""
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, in_flight: int = 1) -> None:
         self.scheduler = scheduler
+        self.in_flight = in_flight
+        self._queue: list[Scheduled] = []
         self.slots: dict[int, list[int]] = {}
         self.target: dict[int, list[int]] = {}
         self.rows: dict[str, list[int]] = {}
@@ -66,6 +68,20 @@ class DraftCache:
         prompt = self.prompts[request_id]
         return prompt[position] if position < len(prompt) else hash((request_id, position)) % VOCABULARY
 
+    def steps(self, count: int, accepted: int = 2) -> list[Any]:
+        """Outputs of so many steps, all of them answered."""
+        begun = [self.step(accepted) for _ in range(count)]
+        while self._queue:
+            self.run(self._queue.pop(0), accepted)
+        return begun
+
+    def step(self, accepted: int) -> Any:
+        """Schedule a step; one is answered once as many as may be are in flight."""
+        self._queue.append(scheduled := self.schedule())
+        if len(self._queue) == self.in_flight:
+            self.run(self._queue.pop(0), accepted)
+        return scheduled.output
+
     def schedule(self) -> Scheduled:
         scheduler = self.scheduler
         output = scheduler.schedule()
@@ -76,7 +92,7 @@ class DraftCache:
         self._scheduled_steps += 1
         return Scheduled(output, tables, samples, behind, self._scheduled_steps)
 
-    def run(self, step: Scheduled, accepted: int, *, synchronous: bool) -> None:
+    def run(self, step: Scheduled, accepted: int) -> None:
         """Execute the step and give its output to the scheduler; up to `accepted` drafts of each row are accepted."""
         output, scheduler = step.output, self.scheduler
         work: DraftWork = getattr(output, WORK_ATTRIBUTE, DraftWork(runs=bool(output.num_scheduled_tokens)))
@@ -109,7 +125,7 @@ class DraftCache:
             self._check_target(name, step.tables[name])
         names = list(output.num_scheduled_tokens)
         scheduler.update_from_output(output, self._answer(output, sampled, failure, reload_failure))
-        if synchronous and names:
+        if self.in_flight == 1 and names:
             drafts_of_step = [[TOKEN] * output.num_spec_tokens_to_schedule for _ in names]
             scheduler.update_draft_token_ids(DraftTokenIds(names, drafts_of_step))
         assert scheduler.nightjar.fault == ""

@@ -1,6 +1,6 @@
 """vLLM's scheduler without an engine: real scheduling and bookkeeping, model outputs made up.
 
-Serves the tests of the asynchronous scheduler (which no CPU engine can run) and `make bench-step`.
+Serves the tests of the asynchronous scheduler (which no CPU engine can run), `make bench-step` and the trace of the way.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from vllm import SamplingParams
@@ -24,10 +24,16 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
 from nightjar.deployments.engine.memory.offload_config import OffloadConfig
+from nightjar.deployments.engine.scheduler.steered import SteeredAsyncScheduler, SteeredScheduler
+from nightjar.policy.wire.settings import Lease, OffloadRules, Plan, RestartLimits
+from tests.policy.step.steering_settings import settings, table
 
 BLOCK_TOKENS: Final = 16
 TOKEN: Final = 7
 MAX_MODEL_LEN: Final = 2048
+UNLIMITED: Final = 1 << 40
+MAXIMUM: Final = 4
+"""Largest K of the schedulers in these tests."""
 
 
 def make_scheduler(
@@ -35,7 +41,7 @@ def make_scheduler(
     folder: Path,
     *,
     max_num_seqs: int = 16,
-    max_num_speculative_tokens: int = 4,
+    max_num_speculative_tokens: int = MAXIMUM,
     max_num_batched_tokens: int = 8192,
     max_model_len: int = MAX_MODEL_LEN,
     num_blocks: int = 40_000,
@@ -44,7 +50,7 @@ def make_scheduler(
     draft_weight_bytes: int = 0,
     window_tokens: int = 0,
     additional_config: dict[str, Any] | None = None,
-    table: Sequence[Sequence[int]] = (),
+    graph_table: Sequence[Sequence[int]] = (),
 ) -> Any:
     """A scheduler of `scheduler_class` for a model of which only the configuration exists, written into `folder`.
 
@@ -73,7 +79,7 @@ def make_scheduler(
         method="draft_model",
         model=str(folder),
         num_speculative_tokens=max_num_speculative_tokens,
-        num_speculative_tokens_per_batch_size=[list(row) for row in table] or [[1, max_num_seqs, max_num_speculative_tokens]],
+        num_speculative_tokens_per_batch_size=[list(row) for row in graph_table] or [[1, max_num_seqs, max_num_speculative_tokens]],
         target_model_config=config.model_config,
         target_parallel_config=config.parallel_config,
     )
@@ -89,6 +95,39 @@ def make_scheduler(
         block_size=BLOCK_TOKENS,
         log_stats=True,
     )
+
+
+class Engines(NamedTuple):
+    """Schedulers of one of Nightjar's classes; so many of their steps are scheduled before the first is answered."""
+
+    scheduler_class: type[Any]
+    in_flight: int
+    folder: Path
+
+    def scheduler(self, **options: Any) -> Any:
+        """As `make_scheduler`."""
+        return make_scheduler(self.scheduler_class, self.folder, **options)
+
+
+KINDS: Final = {"sync": (SteeredScheduler, 1), "async": (SteeredAsyncScheduler, 2)}
+
+
+def steer(
+    scheduler: Any,
+    mode: str,
+    sequence: int = 1,
+    plan: Plan | None = None,
+    *,
+    chunk_tokens: int | None = None,
+    allowance: int = UNLIMITED,
+    leases: tuple[Lease, ...] = (),
+    offload: OffloadRules | None = None,
+) -> None:
+    """Bring settings into force by which every restart is allowed whose lag is at most `allowance` tokens."""
+    restarts = RestartLimits(micro_restart_tokens=allowance, catch_up_chunk_tokens=chunk_tokens, leases=leases)
+    every_k, k = tuple(range(MAXIMUM + 1)), plan or table((1, 16, MAXIMUM))
+    issued = settings(k, mode=mode, sequence=sequence, allowed=every_k, restarts=restarts, offload=offload)
+    assert scheduler.nightjar.adopt(issued) == ""
 
 
 def make_request(

@@ -11,7 +11,7 @@ import pytest
 
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, EngineSnapshot
-from nightjar.policy.wire.settings import EngineCommand, IssuedSettings, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import EngineCommand, IssuedSettings, SettingsVersion
 
 pytest.importorskip("vllm")
 
@@ -31,6 +31,8 @@ from nightjar.deployments.engine.scheduler.control import CONTROL_METHOD, nightj
 from nightjar.deployments.engine.scheduler.steered import SteeredScheduler, drafts_every_row, why_kept_in_sync
 from nightjar.deployments.engine.start.dormancy import CONTEXT_PARALLEL
 from tests.engine.scheduler.scheduler_harness import make_request, make_scheduler, run_steps
+from tests.policy.step import steering_settings
+from tests.policy.step.steering_settings import table
 
 SHAPE: dict[str, Any] = {"block_size": 16, "num_kv_heads": 1, "head_size": 8, "dtype": torch.float32}
 FULL, LATENT = FullAttentionSpec(**SHAPE), MLAAttentionSpec(**SHAPE)
@@ -57,12 +59,7 @@ def exchange(engine_core: Any, command: EngineCommand) -> EngineSnapshot:
 
 
 def settings(sequence: int, mode: str = "pin=2") -> IssuedSettings:
-    told = Settings(
-        mode=Mode.parse(mode),
-        plan=Table(rows=(TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=4),)),
-        allowed_num_speculative_tokens=(0, 2, 4),
-    )
-    return IssuedSettings(version=SettingsVersion(incarnation=1, sequence=sequence), settings=told)
+    return steering_settings.settings(table((1, 16, 4)), mode=mode, sequence=sequence, allowed=(0, 2, 4))
 
 
 def test_the_import_of_the_scheduler_module_adds_the_method_to_vllms_engine_core() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,7 @@ from hypothesis import strategies as st
 
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState
-from nightjar.policy.wire.settings import (
-    IssuedSettings,
-    Lease,
-    OffloadRules,
-    RestartLimits,
-    Settings,
-    SettingsVersion,
-    Table,
-    TableRow,
-)
+from nightjar.policy.wire.settings import Lease, OffloadRules
 
 pytest.importorskip("vllm")
 
@@ -32,21 +22,13 @@ from vllm.v1.request import RequestStatus
 from nightjar.deployments.engine.scheduler.steered import SteeredAsyncScheduler
 from nightjar.deployments.engine.worker.draft_work import MEMORY_ATTRIBUTE, WORK_ATTRIBUTE, MemoryMove, MemoryWork
 from tests.engine.draft_cache import VOCABULARY, DraftCache
-from tests.engine.scheduler.scheduler_harness import make_request, make_scheduler
-from tests.engine.scheduler.test_drafting import BOTH, MAXIMUM, run
+from tests.engine.scheduler.scheduler_harness import MAXIMUM, Engines, make_request, make_scheduler, steer
 
 PROMPT_TOKENS = 30
 BASE_BLOCKS = 13
 PARTS = 4
 """Of a move here: a real one has as many as its bytes ask for."""
 RULES = OffloadRules(free_share_below=0.3, pressure_s=0.0, reload_free_share=0.2)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield tmp_path_factory.mktemp("model")
 
 
 class Fleet:
@@ -61,15 +43,7 @@ class Fleet:
         wish = loop.drafting.life.wish(loop.drafting.lag(self.scheduler.running)[0], loop.clock()) if grants else None
         leases = () if wish is None else (Lease(wish_id=wish.wish_id, time_to_live_s=600.0, reload=wish.reload),)
         self.sequence += 1
-        settings = Settings(
-            mode=Mode.parse(mode),
-            plan=Table(rows=(TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=MAXIMUM),)),
-            allowed_num_speculative_tokens=tuple(range(MAXIMUM + 1)),
-            restarts=RestartLimits(micro_restart_tokens=1 << 30, catch_up_chunk_tokens=chunk_tokens, leases=leases),
-            offload=offload,
-        )
-        version = SettingsVersion(incarnation=1, sequence=self.sequence)
-        assert loop.adopt(IssuedSettings(version=version, settings=settings)) == ""
+        steer(self.scheduler, mode, self.sequence, chunk_tokens=chunk_tokens, allowance=1 << 30, leases=leases, offload=offload)
 
 
 def withheld_blocks(scheduler: Any) -> int:
@@ -78,23 +52,23 @@ def withheld_blocks(scheduler: Any) -> int:
     return len(blocks.blocks) - int(blocks.num_gpu_blocks)
 
 
-def lending_engine(scheduler_class: type[Any], folder: Path) -> DraftCache:
+def lending_engine(engines: Engines) -> DraftCache:
     """An engine of 13 base blocks and 13 borrowable ones: target and draft have equal KV, and the weights are nothing beside."""
-    scheduler = make_scheduler(
-        scheduler_class,
-        folder,
-        max_num_speculative_tokens=MAXIMUM,
-        can_be_dormant=True,
-        draft_weight_bytes=1,
-        num_blocks=2 * BASE_BLOCKS,
-        max_model_len=128,
-        prefix_caching=True,
-    )
+    sizes = {"num_blocks": 2 * BASE_BLOCKS, "max_model_len": 128, "draft_weight_bytes": 1}
+    scheduler = engines.scheduler(can_be_dormant=True, prefix_caching=True, **sizes)
     lending = scheduler.nightjar.drafting.lending
     assert lending.pool.base_blocks == BASE_BLOCKS
     assert lending._num_parts == 1, "so little memory moves in one part"
     lending._num_parts = PARTS
-    return DraftCache(scheduler)
+    return DraftCache(scheduler, engines.in_flight)
+
+
+def pressed(cache: DraftCache, max_tokens: int = 60) -> Fleet:
+    """Give it more requests than its base blocks carry, and tell it to draft nothing."""
+    add(cache, *"abcdefgh", max_tokens=max_tokens)
+    fleet = Fleet(cache.scheduler)
+    fleet.tell("off", grants=False)
+    return fleet
 
 
 def add(cache: DraftCache, *names: str, max_tokens: int = 60) -> None:
@@ -111,14 +85,10 @@ def moves(outputs: list[Any]) -> list[MemoryMove]:
     return [work.move for work in parts(outputs) if not work.share]
 
 
-@BOTH
-def test_under_pressure_the_draft_leaves_and_the_queue_runs_in_its_memory(
-    scheduler_class: type[Any], in_flight: int, folder: Path
-) -> None:
-    cache = lending_engine(scheduler_class, folder)
-    add(cache, *"abcdefgh")
-    Fleet(cache.scheduler).tell("off", grants=False)
-    outputs = run(cache, 12, in_flight)
+def test_under_pressure_the_draft_leaves_and_the_queue_runs_in_its_memory(both: Engines) -> None:
+    cache = lending_engine(both)
+    pressed(cache)
+    outputs = cache.steps(12)
     lending = cache.scheduler.nightjar.drafting.lending
     assert parts(outputs) == [MemoryWork(MemoryMove.OFFLOAD, part / PARTS) for part in range(PARTS + 1)]
     assert cache.scheduler.nightjar.drafting.life.state is DrafterState.OFFLOADED
@@ -126,32 +96,25 @@ def test_under_pressure_the_draft_leaves_and_the_queue_runs_in_its_memory(
     assert (lending.offloads, lending.reloads) == (1, 0)
 
 
-@BOTH
-def test_blocks_are_lent_only_when_the_last_part_of_the_move_has_come_back(
-    scheduler_class: type[Any], in_flight: int, folder: Path
-) -> None:
-    cache = lending_engine(scheduler_class, folder)
-    add(cache, *"abcdefgh")
-    Fleet(cache.scheduler).tell("off", grants=False)
+def test_blocks_are_lent_only_when_the_last_part_of_the_move_has_come_back(both: Engines) -> None:
+    cache = lending_engine(both)
+    pressed(cache)
     begun = False
     while cache.scheduler.nightjar.drafting.lending.offloads == 0:
         assert withheld_blocks(cache.scheduler) == BASE_BLOCKS
-        outputs = run(cache, 1, in_flight)
+        outputs = cache.steps(1)
         begun = begun or bool(parts(outputs))
         assert not begun or not any(output.num_spec_tokens_to_schedule for output in outputs)
     assert withheld_blocks(cache.scheduler) == 0
 
 
-@BOTH
-def test_an_engine_without_requests_goes_on_with_a_move_when_it_has_some_and_its_idle_time_is_not_the_moves(
-    scheduler_class: type[Any], in_flight: int, folder: Path
-) -> None:
-    cache = lending_engine(scheduler_class, folder)
+def test_an_engine_without_requests_goes_on_with_a_move_when_it_has_some_and_its_idle_time_is_not_the_moves(both: Engines) -> None:
+    cache = lending_engine(both)
     loop, now_s = cache.scheduler.nightjar, 1000.0
     loop.clock = lambda: now_s
     add(cache, *"abcdefgh")
     Fleet(cache.scheduler).tell("off", grants=False)
-    while not parts(run(cache, 1, in_flight)):
+    while not parts(cache.steps(1)):
         now_s += 0.1
     for name in list(cache.scheduler.requests):
         cache.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
@@ -159,75 +122,63 @@ def test_an_engine_without_requests_goes_on_with_a_move_when_it_has_some_and_its
     now_s += 900.0
     add(cache, "i")
     for _ in range(PARTS):
-        run(cache, 1)
+        cache.steps(1)
         now_s += 0.1
     assert loop.drafting.lending.offloads == 1
     assert loop.drafting.life._reload_seconds < 10.0
 
 
-@BOTH
-def test_without_pressure_or_permission_nothing_moves(scheduler_class: type[Any], in_flight: int, folder: Path) -> None:
-    cache = lending_engine(scheduler_class, folder)
+def test_without_pressure_or_permission_nothing_moves(both: Engines) -> None:
+    cache = lending_engine(both)
     add(cache, "a", "b")
     Fleet(cache.scheduler).tell("off", grants=False)
-    assert moves(run(cache, 8, in_flight)) == []
+    assert moves(cache.steps(8)) == []
 
 
-@BOTH
-def test_requests_that_end_together_do_not_hide_that_others_wait(
-    scheduler_class: type[Any], in_flight: int, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = lending_engine(scheduler_class, folder)
+def test_requests_that_end_together_do_not_hide_that_others_wait(both: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = lending_engine(both)
     seconds = itertools.count()
     monkeypatch.setattr(cache.scheduler.nightjar, "clock", lambda: float(next(seconds)))
     add(cache, *"abcdefghijklmnopqrstuvwx", max_tokens=6)
     rules = RULES.model_copy(update={"pressure_s": 120.0})
     Fleet(cache.scheduler).tell("off", grants=False, offload=rules)
-    assert moves(run(cache, 30, in_flight)) == [MemoryMove.OFFLOAD]
+    assert moves(cache.steps(30)) == [MemoryMove.OFFLOAD]
 
 
-@BOTH
-def test_the_draft_comes_back_when_load_falls_and_drafts_after_catching_up(
-    scheduler_class: type[Any], in_flight: int, folder: Path
-) -> None:
-    cache = lending_engine(scheduler_class, folder)
-    fleet = Fleet(cache.scheduler)
-    add(cache, *"abcdefgh", max_tokens=40)
-    fleet.tell("off", grants=False)
-    run(cache, 60, in_flight)
+def test_the_draft_comes_back_when_load_falls_and_drafts_after_catching_up(both: Engines) -> None:
+    cache = lending_engine(both)
+    fleet = pressed(cache, max_tokens=40)
+    cache.steps(60)
     add(cache, "long", max_tokens=90)
-    run(cache, 3, in_flight)
+    cache.steps(3)
     fleet.tell("pin=3")
     outputs = []
     for _ in range(6):
-        outputs += run(cache, 8, in_flight)
+        outputs += cache.steps(8)
         fleet.tell("pin=3")
     assert moves(outputs) == [MemoryMove.RELOAD]
     assert [3] in [[len(drafts) for drafts in output.scheduled_spec_decode_tokens.values()] for output in outputs]
     assert withheld_blocks(cache.scheduler) == BASE_BLOCKS
 
 
-@BOTH
 def test_a_draft_that_cannot_be_brought_back_stays_away_its_blocks_lent_until_a_later_try(
-    scheduler_class: type[Any], in_flight: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+    both: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = lending_engine(scheduler_class, folder)
-    loop, fleet = cache.scheduler.nightjar, Fleet(cache.scheduler)
-    now_s = 1000.0
+    cache = lending_engine(both)
+    loop, now_s = cache.scheduler.nightjar, 1000.0
     monkeypatch.setattr(loop, "clock", lambda: now_s)
+    fleet = pressed(cache, max_tokens=40)
 
     def wanted() -> list[Any]:
         outputs: list[Any] = []
         for _ in range(4):
             fleet.tell("pin=3")
-            outputs += run(cache, 8, in_flight)
+            outputs += cache.steps(8)
         return outputs
 
-    add(cache, *"abcdefgh", max_tokens=40)
-    fleet.tell("off", grants=False)
-    run(cache, 60, in_flight)
+    cache.steps(60)
     add(cache, "long", max_tokens=90)
-    run(cache, 3, in_flight)
+    cache.steps(3)
     cache.reload_failure = "OSError: no such file"
     ordered = parts(wanted())
     assert [work.share for work in ordered] in ([0, 0.25, 0.5, 0.75], [0, 0.25, 0.5, 0.75, 1])
@@ -244,73 +195,51 @@ def test_a_draft_that_cannot_be_brought_back_stays_away_its_blocks_lent_until_a_
 
 
 def test_under_async_scheduling_rows_pause_for_a_step_so_that_they_can_move(folder: Path) -> None:
-    scheduler = make_scheduler(
-        SteeredAsyncScheduler,
-        folder,
-        max_num_speculative_tokens=MAXIMUM,
-        max_num_seqs=64,
-        can_be_dormant=True,
-        draft_weight_bytes=1,
-        num_blocks=400,
-        max_model_len=1024,
-    )
-    cache, fleet, queue = DraftCache(scheduler), Fleet(scheduler), []
-
-    def step() -> None:
-        queue.append(cache.schedule())
-        if len(queue) == 2:
-            cache.run(queue.pop(0), 2, synchronous=False)
-
+    sizes = {"max_num_seqs": 64, "num_blocks": 400, "max_model_len": 1024, "draft_weight_bytes": 1}
+    scheduler = make_scheduler(SteeredAsyncScheduler, folder, can_be_dormant=True, **sizes)
+    cache, fleet = DraftCache(scheduler, in_flight=2), Fleet(scheduler)
     fleet.tell("off", grants=False)
     for number in range(60):
         cache.add(make_request(f"r{number}", prompt=[number % VOCABULARY] * 60, max_tokens=900))
     for _ in range(40):
-        step()
+        cache.step(accepted=2)
     pool = scheduler.nightjar.drafting.lending.pool
     for name in list(scheduler.requests)[16:]:
         scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
     borrowed = pool.borrowed_blocks_in_use
     for _ in range(30):
         fleet.tell("pin=3")
-        step()
+        cache.step(accepted=2)
     assert borrowed > 20
     assert pool.relocated_blocks >= borrowed
     assert pool.preempted_requests == 0
     assert scheduler.nightjar.drafting.lending.reloads == 1
 
 
-@BOTH
-def test_where_nobody_steers_any_more_the_draft_comes_back_without_a_lease(
-    scheduler_class: type[Any], in_flight: int, folder: Path
-) -> None:
-    cache = lending_engine(scheduler_class, folder)
-    add(cache, *"abcdefgh", max_tokens=40)
-    Fleet(cache.scheduler).tell("off", grants=False)
-    run(cache, 8, in_flight)
+def test_where_nobody_steers_any_more_the_draft_comes_back_without_a_lease(both: Engines) -> None:
+    cache = lending_engine(both)
+    pressed(cache, max_tokens=40)
+    cache.steps(8)
     loop = cache.scheduler.nightjar
     loop.steering.override_mode(Mode.parse("shadow"))
-    run(cache, 1, in_flight)
+    cache.steps(1)
     assert [loop.drafting.life.state] == [DrafterState.OFFLOADED]
     assert "nobody steers" in loop.drafting.life.reason(loop.clock())
     while cache.scheduler.requests:
-        run(cache, 1, in_flight)
+        cache.steps(1)
     add(cache, "z", max_tokens=90)
-    run(cache, 30, in_flight)
+    cache.steps(30)
     assert loop.drafting.life.state is DrafterState.ACTIVE
     assert loop.drafting.lending.reloads == 1
 
 
-@BOTH
-def test_after_a_fault_of_ours_an_engine_whose_draft_is_away_drafts_nothing(
-    scheduler_class: type[Any], in_flight: int, folder: Path
-) -> None:
-    cache = lending_engine(scheduler_class, folder)
-    add(cache, *"abcdefgh")
-    Fleet(cache.scheduler).tell("off", grants=False)
-    run(cache, 8, in_flight)
+def test_after_a_fault_of_ours_an_engine_whose_draft_is_away_drafts_nothing(both: Engines) -> None:
+    cache = lending_engine(both)
+    pressed(cache)
+    cache.steps(8)
     scheduler = cache.scheduler
     scheduler.nightjar.fault = "a mistake of ours"
-    outputs = [scheduler.schedule() for _ in range(in_flight)]
+    outputs = [scheduler.schedule() for _ in range(both.in_flight)]
     assert scheduler.nightjar.drafting.life.state is DrafterState.OFFLOADED
     assert {output.num_spec_tokens_to_schedule for output in outputs} == {0}
     assert not any(getattr(output, WORK_ATTRIBUTE).runs for output in outputs)
@@ -318,17 +247,15 @@ def test_after_a_fault_of_ours_an_engine_whose_draft_is_away_drafts_nothing(
 
 
 @pytest.mark.heavy
-@BOTH
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 1 << 32))
 def test_inv_9_blocks_are_conserved_and_nobody_reads_memory_that_is_not_theirs_whatever_comes_and_goes(
-    scheduler_class: type[Any], in_flight: int, seed: int, folder: Path
+    both: Engines, seed: int
 ) -> None:
     rng = random.Random(seed)
-    cache = lending_engine(scheduler_class, folder)
+    cache = lending_engine(both)
     scheduler, fleet = cache.scheduler, Fleet(cache.scheduler)
     prefixes = [[rng.randrange(VOCABULARY) for _ in range(48)] for _ in range(2)]
-    queue: list[Any] = []
     busy = rng.random()
     now_s = 0.0
     scheduler.nightjar.clock = lambda: now_s
@@ -346,6 +273,4 @@ def test_inv_9_blocks_are_conserved_and_nobody_reads_memory_that_is_not_theirs_w
             cache.add(make_request(f"r{step}", prompt=prompt, max_tokens=rng.randrange(1, 60)))
         if rng.random() < 0.05 and scheduler.requests:
             scheduler.finish_requests(rng.choice(list(scheduler.requests)), RequestStatus.FINISHED_ABORTED)
-        queue.append(cache.schedule())
-        if len(queue) == in_flight:
-            cache.run(queue.pop(0), rng.randrange(MAXIMUM + 1), synchronous=in_flight == 1)
+        cache.step(rng.randrange(MAXIMUM + 1))

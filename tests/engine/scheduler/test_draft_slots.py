@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,22 +17,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
 from nightjar.deployments.engine.scheduler.draft_slots import DraftSlots
-from nightjar.deployments.engine.scheduler.steered import SteeredAsyncScheduler, SteeredScheduler
 from nightjar.deployments.engine.worker.draft_work import SLEEP, WORK_ATTRIBUTE
-from tests.engine.scheduler.scheduler_harness import BLOCK_TOKENS, TOKEN, hand_over_drafts, make_request, make_scheduler
-from tests.engine.scheduler.test_scheduler import steer
-
-MAXIMUM = 4
-BOTH = pytest.mark.parametrize(
-    ("scheduler_class", "in_flight"), [(SteeredScheduler, 1), (SteeredAsyncScheduler, 2)], ids=["sync", "async"]
-)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield tmp_path_factory.mktemp("model")
+from tests.engine.scheduler.scheduler_harness import BLOCK_TOKENS, MAXIMUM, TOKEN, Engines, hand_over_drafts, make_request, steer
 
 
 class Watched:
@@ -84,16 +68,13 @@ class Watched:
         self.steps_past_blocks += is_past
 
 
-def start(scheduler_class: type[Any], folder: Path, in_flight: int, **options: Any) -> Watched:
-    return Watched(make_scheduler(scheduler_class, folder, max_num_speculative_tokens=MAXIMUM, **options), in_flight)
+def start(engines: Engines, **options: Any) -> Watched:
+    return Watched(engines.scheduler(**options), engines.in_flight)
 
 
-@BOTH
 @pytest.mark.parametrize("mode", ["off", "pin=1", "pin=3", "shadow"])
-def test_a_draft_that_is_kept_in_sync_writes_within_its_requests_blocks(
-    scheduler_class: type[Any], in_flight: int, mode: str, folder: Path
-) -> None:
-    engine = start(scheduler_class, folder, in_flight)
+def test_a_draft_that_is_kept_in_sync_writes_within_its_requests_blocks(both: Engines, mode: str) -> None:
+    engine = start(both)
     engine.scheduler.add_request(make_request("a", prompt_tokens=8))
     steer(engine.scheduler, mode)
     for _ in range(64):
@@ -102,7 +83,6 @@ def test_a_draft_that_is_kept_in_sync_writes_within_its_requests_blocks(
     assert (engine.steps, engine.steps_past_blocks) == (64, 0)
 
 
-@BOTH
 @pytest.mark.parametrize(
     ("options", "sleeps"),
     [
@@ -113,11 +93,11 @@ def test_a_draft_that_is_kept_in_sync_writes_within_its_requests_blocks(
     ids=["in_sync", "sleeps", "two_groups"],
 )
 def test_no_draft_is_written_past_its_requests_blocks_whatever_comes_and_goes(
-    scheduler_class: type[Any], in_flight: int, options: dict[str, Any], sleeps: bool, folder: Path
+    both: Engines, options: dict[str, Any], sleeps: bool
 ) -> None:
     """Requests come, end, are preempted and run into max_model_len; prompts are chunked and found in the cache; K changes."""
     rng = random.Random(3)
-    engine = start(scheduler_class, folder, in_flight, prefix_caching=True, max_num_batched_tokens=48, max_model_len=100, **options)
+    engine = start(both, prefix_caching=True, max_num_batched_tokens=48, max_model_len=100, **options)
     scheduler, preempted = engine.scheduler, 0
     prefix = [rng.randrange(50) for _ in range(48)]
     for step in range(1, 600):
@@ -139,12 +119,11 @@ def test_no_draft_is_written_past_its_requests_blocks_whatever_comes_and_goes(
     assert engine.rows_at_the_limit
 
 
-@BOTH
 @pytest.mark.parametrize("can_be_dormant", [False, True], ids=["in_sync", "sleeps"])
 def test_where_vllm_reserves_too_few_slots_steering_ends_before_a_draft_is_written_past_them(
-    scheduler_class: type[Any], in_flight: int, can_be_dormant: bool, folder: Path
+    both: Engines, can_be_dormant: bool
 ) -> None:
-    engine = start(scheduler_class, folder, in_flight, can_be_dormant=can_be_dormant)
+    engine = start(both, can_be_dormant=can_be_dormant)
     scheduler, loop = engine.scheduler, engine.scheduler.nightjar
     own_slots, scheduler.num_lookahead_tokens = scheduler.num_lookahead_tokens, 0
     scheduler.add_request(make_request("a", prompt_tokens=8))

@@ -1,14 +1,11 @@
 """The elastic KV pool under vLLM's real schedulers: what moves, what waits, who is preempted, and which damage is found (INV-9)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("vllm")
-
-from vllm.utils.hashing import sha256
-from vllm.v1.core.kv_cache_utils import init_none_hash
 
 from nightjar.deployments.engine.scheduler.kv_pool import ContractionLimits, ElasticKVPool
 from tests.engine.elastic_engine import (
@@ -25,14 +22,6 @@ from tests.engine.elastic_engine import (
     prompt_of,
 )
 from tests.engine.scheduler.scheduler_harness import BLOCK_TOKENS
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    init_none_hash(sha256)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield tmp_path_factory.mktemp("model")
 
 
 def test_the_tail_is_withheld_from_the_start_and_vllm_counts_the_base_alone(folder: Path) -> None:

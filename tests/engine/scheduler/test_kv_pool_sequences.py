@@ -1,7 +1,6 @@
 """INV-9: any sequence of growing, contracting, preempting and aborting conserves the elastic KV pool's blocks and every row."""
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,19 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 pytest.importorskip("vllm")
 
-from vllm.utils.hashing import sha256
-from vllm.v1.core.kv_cache_utils import init_none_hash
-
 from nightjar.deployments.engine.scheduler.kv_pool import ContractionLimits
 from tests.engine.elastic_engine import BASE, EVERYWHERE, PATIENCE, Engine, prompt_of
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    init_none_hash(sha256)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield tmp_path_factory.mktemp("model")
 
 
 class AnySequence(RuleBasedStateMachine):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,20 +11,23 @@ import pytest
 
 from nightjar.policy.planners.local import StepOutcome, StepView
 from nightjar.policy.step.steering import Steering
-from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.settings import IssuedSettings, Local, Plan, Settings, SettingsVersion, Table, TableRow
 
 pytest.importorskip("vllm")
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from nightjar.deployments.engine.scheduler.steered import SteeredAsyncScheduler, SteeredScheduler, most_drafts_of
+from nightjar.deployments.engine.scheduler.steered import SteeredScheduler, most_drafts_of
 from nightjar.deployments.engine.start.arguments import EngineFacts, steered_engine_kwargs
-from tests.engine.scheduler.scheduler_harness import hand_over_drafts, make_request, make_scheduler, model_output, run_steps
-
-MAXIMUM = 4
-BOTH = pytest.mark.parametrize(
-    ("scheduler_class", "in_flight"), [(SteeredScheduler, 1), (SteeredAsyncScheduler, 2)], ids=["sync", "async"]
+from tests.engine.scheduler.scheduler_harness import (
+    MAXIMUM,
+    Engines,
+    hand_over_drafts,
+    make_request,
+    make_scheduler,
+    model_output,
+    run_steps,
+    steer,
 )
+from tests.policy.step.steering_settings import local_plan, table
 
 
 class Clock:
@@ -40,20 +42,8 @@ class Clock:
         return self.now_s
 
 
-def steer(scheduler: Any, mode: str, sequence: int = 1, plan: Plan | None = None) -> None:
-    row = TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=MAXIMUM)
-    settings = Settings(
-        mode=Mode.parse(mode),
-        plan=plan or Table(rows=(row,)),
-        allowed_num_speculative_tokens=tuple(range(MAXIMUM + 1)),
-    )
-    issued = IssuedSettings(version=SettingsVersion(incarnation=1, sequence=sequence), settings=settings)
-    refused = scheduler.nightjar.steering.adopt(issued, scheduler.nightjar.clock())
-    assert refused == ""
-
-
-def start(scheduler_class: type[Any], folder: Path, *, requests: int = 3, prompt_tokens: int = 8, **options: Any) -> Any:
-    scheduler = make_scheduler(scheduler_class, folder, max_num_speculative_tokens=MAXIMUM, **options)
+def start(engines: Engines, *, requests: int = 3, prompt_tokens: int = 8, **options: Any) -> Any:
+    scheduler = engines.scheduler(**options)
     scheduler.nightjar.clock = Clock(step_s=0.01)
     for index in range(requests):
         scheduler.add_request(make_request(f"request-{index}", prompt_tokens=prompt_tokens))
@@ -86,17 +76,9 @@ def test_a_client_asks_for_fewer_drafts_by_a_count_and_anything_else_is_ignored(
     assert most_drafts_of(pooling) is None
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield tmp_path_factory.mktemp("model")
-
-
-@BOTH
 @pytest.mark.parametrize("users", [None, [[1, 2, 4], [3, 16, 2]]])
 def test_where_nobody_steers_the_users_own_k_runs_and_not_that_of_the_table_for_graphs(
-    tmp_path: Path, scheduler_class: type[Any], in_flight: int, users: list[list[int]] | None
+    both: Engines, users: list[list[int]] | None
 ) -> None:
     speculative = {"num_speculative_tokens": MAXIMUM, "num_speculative_tokens_per_batch_size": users}
     facts = EngineFacts(
@@ -109,23 +91,22 @@ def test_where_nobody_steers_the_users_own_k_runs_and_not_that_of_the_table_for_
         runner_is_v1=False,
     )
     kwargs = steered_engine_kwargs({"speculative_config": speculative}, facts).kwargs
-    table = kwargs["speculative_config"]["num_speculative_tokens_per_batch_size"]
-    assert {length for *_, length in table} >= {0, 1, 3, 4}
-    scheduler = start(scheduler_class, tmp_path, requests=16, table=table, additional_config=kwargs["additional_config"])
+    graph_table = kwargs["speculative_config"]["num_speculative_tokens_per_batch_size"]
+    assert {length for *_, length in graph_table} >= {0, 1, 3, 4}
+    scheduler = start(both, requests=16, graph_table=graph_table, additional_config=kwargs["additional_config"])
     users_own = 2 if users else MAXIMUM
-    assert run_steps(scheduler, 4, in_flight=in_flight)[-1].num_spec_tokens_to_schedule == users_own
+    assert run_steps(scheduler, 4, in_flight=both.in_flight)[-1].num_spec_tokens_to_schedule == users_own
     for sequence, (mode, length) in enumerate((("off", 0), ("shadow", users_own), ("pin=1", 1)), start=1):
         steer(scheduler, mode, sequence)
-        assert run_steps(scheduler, 4, in_flight=in_flight)[-1].num_spec_tokens_to_schedule == length
+        assert run_steps(scheduler, 4, in_flight=both.in_flight)[-1].num_spec_tokens_to_schedule == length
     scheduler.nightjar.fault = "an error of ours"
-    assert run_steps(scheduler, 4, in_flight=in_flight)[-1].num_spec_tokens_to_schedule == users_own
+    assert run_steps(scheduler, 4, in_flight=both.in_flight)[-1].num_spec_tokens_to_schedule == users_own
 
 
-@BOTH
 def test_where_no_drafter_sleeps_nothing_but_k_is_changed_of_vllms_scheduling(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler_class: type[Any], in_flight: int
+    both: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scheduler = start(scheduler_class, tmp_path)
+    scheduler = start(both)
     config, lookahead_tokens = scheduler.vllm_config, scheduler.num_lookahead_tokens
     seen: set[tuple[int, bool]] = set()
     theirs = Scheduler.schedule
@@ -138,16 +119,13 @@ def test_where_no_drafter_sleeps_nothing_but_k_is_changed_of_vllms_scheduling(
     lengths = []
     for sequence, mode in enumerate(("off", "pin=2", "auto", "shadow"), start=1):
         steer(scheduler, mode, sequence)
-        lengths.append(run_steps(scheduler, 6, in_flight=in_flight)[-1].num_spec_tokens_to_schedule)
+        lengths.append(run_steps(scheduler, 6, in_flight=both.in_flight)[-1].num_spec_tokens_to_schedule)
     assert lengths == [0, 2, MAXIMUM, MAXIMUM]
     assert seen == {(lookahead_tokens, True)}
 
 
-@BOTH
-def test_the_chosen_length_is_drafted_in_its_step_and_verified_in_the_next(
-    scheduler_class: type[Any], in_flight: int, folder: Path
-) -> None:
-    scheduler = start(scheduler_class, folder)
+def test_the_chosen_length_is_drafted_in_its_step_and_verified_in_the_next(both: Engines) -> None:
+    scheduler = start(both)
     lengths = [4, 0, 2, 2, 1, 4, 3]
     outputs: list[Any] = []
     queue: list[Any] = []
@@ -155,10 +133,10 @@ def test_the_chosen_length_is_drafted_in_its_step_and_verified_in_the_next(
         steer(scheduler, f"pin={length}", sequence)
         queue.append(scheduler.schedule())
         outputs.append(queue[-1])
-        if len(queue) == in_flight:
+        if len(queue) == both.in_flight:
             output = queue.pop(0)
             scheduler.update_from_output(output, model_output(scheduler, output, lambda name, drafts: drafts // 2))
-            if in_flight == 1:
+            if both.in_flight == 1:
                 hand_over_drafts(scheduler, output)
     assert [output.num_spec_tokens_to_schedule for output in outputs] == lengths
     for before, output in zip(lengths, outputs[1:], strict=False):
@@ -166,29 +144,23 @@ def test_the_chosen_length_is_drafted_in_its_step_and_verified_in_the_next(
     assert scheduler.nightjar.fault == ""
 
 
-@BOTH
-def test_without_settings_the_engine_runs_its_own_length_and_is_counted(
-    scheduler_class: type[Any], in_flight: int, folder: Path
-) -> None:
-    scheduler = start(scheduler_class, folder)
-    run_steps(scheduler, 6, in_flight=in_flight)
+def test_without_settings_the_engine_runs_its_own_length_and_is_counted(both: Engines) -> None:
+    scheduler = start(both)
+    run_steps(scheduler, 6, in_flight=both.in_flight)
     assert [total.num_speculative_tokens for total in counters(scheduler).totals] == [MAXIMUM]
 
 
-@BOTH
-def test_rows_decode_once_all_but_their_newest_token_is_cached_also_with_placeholders(
-    scheduler_class: type[Any], in_flight: int, folder: Path
-) -> None:
-    scheduler = start(scheduler_class, folder, prompt_tokens=40, max_num_batched_tokens=64)
-    outputs = run_steps(scheduler, 8, in_flight=in_flight)
+def test_rows_decode_once_all_but_their_newest_token_is_cached_also_with_placeholders(both: Engines) -> None:
+    scheduler = start(both, prompt_tokens=40, max_num_batched_tokens=64)
+    outputs = run_steps(scheduler, 8, in_flight=both.in_flight)
     notes = [output.nightjar_note for output in outputs]
     assert [(note.decode_rows, note.prefill_tokens > 0) for note in notes][:3] == [(0, True), (1, True), (2, True)]
     assert {(note.decode_rows, note.prefill_tokens) for note in notes[3:]} == {(3, 0)}
     assert sum(note.prefill_tokens for note in notes) == 3 * 40
 
 
-def test_the_context_of_the_decoding_rows_is_what_the_kv_cache_holds_also_as_rows_come_and_go(folder: Path) -> None:
-    scheduler = start(SteeredScheduler, folder, max_num_batched_tokens=64)
+def test_the_context_of_the_decoding_rows_is_what_the_kv_cache_holds_also_as_rows_come_and_go(sync: Engines) -> None:
+    scheduler = start(sync, max_num_batched_tokens=64)
     for step in range(16):
         if step in {5, 9}:
             scheduler.add_request(make_request(f"late-{step}", max_tokens=12))
@@ -202,27 +174,23 @@ def test_the_context_of_the_decoding_rows_is_what_the_kv_cache_holds_also_as_row
     assert scheduler.nightjar.fault == ""
 
 
-@pytest.mark.parametrize(("scheduler_class", "in_flight", "unsettled"), [(SteeredScheduler, 1, 1), (SteeredAsyncScheduler, 2, 2)])
-def test_a_step_is_clean_only_once_its_length_was_held(
-    scheduler_class: type[Any], in_flight: int, unsettled: int, folder: Path
-) -> None:
-    scheduler = start(scheduler_class, folder)
+def test_a_step_is_clean_only_once_its_length_was_held_by_all_steps_in_flight(both: Engines) -> None:
+    scheduler = start(both)
     steer(scheduler, "pin=2", 1)
-    run_steps(scheduler, 6, in_flight=in_flight)
+    run_steps(scheduler, 6, in_flight=both.in_flight)
     before = counters(scheduler)
     steer(scheduler, "pin=3", 2)
-    done = run_steps(scheduler, 6, in_flight=in_flight)
+    done = run_steps(scheduler, 6, in_flight=both.in_flight)
     at_three = [output for output in done if output.num_spec_tokens_to_schedule == 3]
     clean = {cell.num_speculative_tokens: cell.steps for cell in counters(scheduler).cells}
-    assert clean[3] == len(at_three) - unsettled
-    assert counters(scheduler).transition_steps - before.transition_steps >= unsettled
+    assert clean[3] == len(at_three) - both.in_flight
+    assert counters(scheduler).transition_steps - before.transition_steps >= both.in_flight
 
 
-@BOTH
-def test_reached_and_accepted_count_rows_by_position(scheduler_class: type[Any], in_flight: int, folder: Path) -> None:
-    scheduler = start(scheduler_class, folder)
+def test_reached_and_accepted_count_rows_by_position(both: Engines) -> None:
+    scheduler = start(both)
     accepted_by_name = {"request-0": 0, "request-1": 1, "request-2": 4}
-    done = run_steps(scheduler, 7, lambda name, drafts: min(accepted_by_name[name], drafts), in_flight=in_flight)
+    done = run_steps(scheduler, 7, lambda name, drafts: min(accepted_by_name[name], drafts), in_flight=both.in_flight)
     verifying = [output for output in done if output.scheduled_spec_decode_tokens]
     (total,) = counters(scheduler).totals
     assert total.draft_tokens == 3 * MAXIMUM * len(verifying)
@@ -232,8 +200,8 @@ def test_reached_and_accepted_count_rows_by_position(scheduler_class: type[Any],
     assert cell.accepted == (2 * cell.steps, cell.steps, cell.steps, cell.steps)
 
 
-def test_the_time_since_the_last_output_belongs_to_a_step_unless_the_engine_was_idle(folder: Path) -> None:
-    scheduler = start(SteeredScheduler, folder, requests=0)
+def test_the_time_since_the_last_output_belongs_to_a_step_unless_the_engine_was_idle(sync: Engines) -> None:
+    scheduler = start(sync, requests=0)
     clock = Clock()
     scheduler.nightjar.clock = clock
     for round_number in range(2):
@@ -246,10 +214,10 @@ def test_the_time_since_the_last_output_belongs_to_a_step_unless_the_engine_was_
     assert counters(scheduler).busy_seconds == pytest.approx(2 * 2 * 2.0)
 
 
-def test_a_paused_engine_credits_no_time(folder: Path) -> None:
+def test_a_paused_engine_credits_no_time(sync: Engines) -> None:
     from vllm.v1.core.sched.interface import PauseState
 
-    scheduler = start(SteeredScheduler, folder)
+    scheduler = start(sync)
     clock = Clock()
     scheduler.nightjar.clock = clock
     run_steps(scheduler, 2)
@@ -261,16 +229,16 @@ def test_a_paused_engine_credits_no_time(folder: Path) -> None:
     assert counters(scheduler).step_count == 3
 
 
-def test_tokens_after_a_stop_are_accepted_but_not_generated(folder: Path) -> None:
-    scheduler = start(SteeredScheduler, folder, requests=0)
+def test_tokens_after_a_stop_are_accepted_but_not_generated(sync: Engines) -> None:
+    scheduler = start(sync, requests=0)
     scheduler.add_request(make_request("short", max_tokens=3))
     run_steps(scheduler, 2)
     (total,) = counters(scheduler).totals
     assert (total.generated_tokens, total.accepted_tokens) == (3, MAXIMUM)
 
 
-def test_a_row_aborted_while_its_step_ran_is_not_counted(folder: Path) -> None:
-    scheduler = start(SteeredScheduler, folder)
+def test_a_row_aborted_while_its_step_ran_is_not_counted(sync: Engines) -> None:
+    scheduler = start(sync)
     run_steps(scheduler, 1)
     output = scheduler.schedule()
     scheduler.finish_requests("request-0", _aborted())
@@ -279,8 +247,8 @@ def test_a_row_aborted_while_its_step_ran_is_not_counted(folder: Path) -> None:
     assert total.draft_tokens == 2 * MAXIMUM
 
 
-def test_drafts_that_a_grammar_refused_are_not_reached(folder: Path) -> None:
-    scheduler = start(SteeredScheduler, folder)
+def test_drafts_that_a_grammar_refused_are_not_reached(sync: Engines) -> None:
+    scheduler = start(sync)
     run_steps(scheduler, 1)
     output = scheduler.schedule()
     output.num_invalid_spec_tokens = {"request-0": 3}
@@ -289,16 +257,16 @@ def test_drafts_that_a_grammar_refused_are_not_reached(folder: Path) -> None:
     assert total.draft_tokens == 3 * MAXIMUM - 3
 
 
-def test_a_row_cut_short_by_its_maximum_length_leaves_the_step_clean(folder: Path) -> None:
-    scheduler = start(SteeredScheduler, folder, max_model_len=32)
+def test_a_row_cut_short_by_its_maximum_length_leaves_the_step_clean(sync: Engines) -> None:
+    scheduler = start(sync, max_model_len=32)
     done = run_steps(scheduler, 12, lambda name, drafts: 0 if name == "request-0" else drafts)
     cut = [output for output in done if {1, 2, 3} & {len(tokens) for tokens in output.scheduled_spec_decode_tokens.values()}]
     assert cut
     assert all(output.nightjar_note.comparable for output in cut)
 
 
-def test_a_row_short_for_any_other_reason_spoils_the_step(folder: Path) -> None:
-    scheduler = start(SteeredScheduler, folder)
+def test_a_row_short_for_any_other_reason_spoils_the_step(sync: Engines) -> None:
+    scheduler = start(sync)
     run_steps(scheduler, 2)
     scheduler.requests["request-1"].spec_token_ids = []
     (output,) = run_steps(scheduler, 1)
@@ -306,9 +274,9 @@ def test_a_row_short_for_any_other_reason_spoils_the_step(folder: Path) -> None:
 
 
 def test_a_drafter_that_found_nothing_for_a_row_is_a_miss_and_not_a_row_cut_short(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    sync: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scheduler = start(SteeredScheduler, folder)
+    scheduler = start(sync)
     monkeypatch.setattr(scheduler.nightjar, "_drafts_every_row", False)
     run_steps(scheduler, 2)
     before = counters(scheduler).cells[0]
@@ -322,9 +290,9 @@ def test_a_drafter_that_found_nothing_for_a_row_is_a_miss_and_not_a_row_cut_shor
 
 @pytest.mark.parametrize("hook", ["_choose", "_count_verified", "_count"])
 def test_an_error_of_ours_leaves_the_engine_its_own_length_and_is_told(
-    hook: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    hook: str, sync: Engines, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    scheduler = start(SteeredScheduler, folder)
+    scheduler = start(sync)
     steer(scheduler, "pin=1")
 
     def fail(*arguments: object) -> None:
@@ -360,21 +328,18 @@ class Alternating:
         self.outcomes.append(outcome)
 
 
-def start_locally(scheduler_class: type[Any], folder: Path, *, broken: bool = False) -> tuple[Any, Alternating]:
-    scheduler, planner = start(scheduler_class, folder), Alternating(broken)
+def start_locally(engines: Engines, *, broken: bool = False) -> tuple[Any, Alternating]:
+    scheduler, planner = start(engines), Alternating(broken)
     scheduler.nightjar.steering = Steering(
         max_num_speculative_tokens=MAXIMUM, max_num_seqs=16, local_planners={"alternating": lambda options, context: planner}
     )
-    steer(scheduler, "auto", plan=Local(planner="alternating"))
+    steer(scheduler, "auto", plan=local_plan("alternating"))
     return scheduler, planner
 
 
-@BOTH
-def test_a_planner_of_the_engines_own_is_asked_and_told_of_every_pure_decode_step(
-    scheduler_class: type[Any], in_flight: int, folder: Path
-) -> None:
-    scheduler, planner = start_locally(scheduler_class, folder)
-    done = run_steps(scheduler, 9, in_flight=in_flight)
+def test_a_planner_of_the_engines_own_is_asked_and_told_of_every_pure_decode_step(both: Engines) -> None:
+    scheduler, planner = start_locally(both)
+    done = run_steps(scheduler, 9, in_flight=both.in_flight)
     counters(scheduler)
     lengths = [output.num_spec_tokens_to_schedule for output in done]
     assert lengths[0] == 0
@@ -387,25 +352,23 @@ def test_a_planner_of_the_engines_own_is_asked_and_told_of_every_pure_decode_ste
         assert not outcome.settled
 
 
-def test_a_fault_in_such_a_planner_leaves_the_engine_its_own_length(folder: Path) -> None:
-    scheduler, _ = start_locally(SteeredScheduler, folder, broken=True)
+def test_a_fault_in_such_a_planner_leaves_the_engine_its_own_length(sync: Engines) -> None:
+    scheduler, _ = start_locally(sync, broken=True)
     done = run_steps(scheduler, 5)
     assert [output.num_spec_tokens_to_schedule for output in done[3:]] == [MAXIMUM] * 2
     assert scheduler.nightjar.fault == "after_step: RuntimeError: broken on purpose"
 
 
-def test_a_note_reaches_a_worker_process_as_nothing(folder: Path) -> None:
-    scheduler = start(SteeredScheduler, folder)
+def test_a_note_reaches_a_worker_process_as_nothing(sync: Engines) -> None:
+    scheduler = start(sync)
     (output,) = run_steps(scheduler, 1)
     assert pickle.loads(pickle.dumps(output)).nightjar_note is None
 
 
 def test_a_steered_scheduler_schedules_the_same_tokens_as_plain_vllm(folder: Path) -> None:
-    from vllm.v1.core.sched.scheduler import Scheduler
-
     scheduled = []
     for scheduler_class in (Scheduler, SteeredScheduler):
-        scheduler = make_scheduler(scheduler_class, folder, max_num_speculative_tokens=MAXIMUM, max_num_batched_tokens=64)
+        scheduler = make_scheduler(scheduler_class, folder, max_num_batched_tokens=64)
         for index in range(5):
             scheduler.add_request(make_request(f"request-{index}", prompt_tokens=10 + 7 * index, max_tokens=30))
         scheduled.append([output.num_scheduled_tokens for output in run_steps(scheduler, 20, _every_second)])
@@ -422,14 +385,10 @@ def _aborted() -> Any:
     return RequestStatus.FINISHED_ABORTED
 
 
-@BOTH
-def test_drafts_that_are_verified_beside_prefill_are_as_many_as_the_plan_has_for_that(
-    scheduler_class: type[Any], in_flight: int, tmp_path: Path
-) -> None:
-    scheduler = start(scheduler_class, tmp_path, requests=2, max_num_batched_tokens=64)
-    pure, mixed = (TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=length) for length in (3, 1))
-    steer(scheduler, "auto", plan=Table(rows=(pure,), mixed_rows=(mixed,)))
-    run_steps(scheduler, 6, in_flight=in_flight)
+def test_drafts_that_are_verified_beside_prefill_are_as_many_as_the_plan_has_for_that(both: Engines) -> None:
+    scheduler = start(both, requests=2, max_num_batched_tokens=64)
+    steer(scheduler, "auto", plan=table((1, 16, 3)).model_copy(update={"mixed_rows": table((1, 16, 1)).rows}))
+    run_steps(scheduler, 6, in_flight=both.in_flight)
     scheduler.add_request(make_request("long", prompt_tokens=150))
     ordered: list[tuple[bool, int]] = []
     before_step = scheduler.nightjar.before_step
@@ -441,7 +400,7 @@ def test_drafts_that_are_verified_beside_prefill_are_as_many_as_the_plan_has_for
         ordered.append((request.num_computed_tokens + chunk < request.num_tokens, output.num_spec_tokens_to_schedule))
 
     scheduler.nightjar.before_step = watched
-    run_steps(scheduler, 8, in_flight=in_flight)
+    run_steps(scheduler, 8, in_flight=both.in_flight)
     assert scheduler.nightjar.fault == ""
     assert [length for _, length in ordered] == [1 if leaves_a_part else 3 for leaves_a_part, _ in ordered]
     assert 2 <= sum(leaves_a_part for leaves_a_part, _ in ordered) < len(ordered)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.settings import (
@@ -51,13 +52,16 @@ def settings(
     allowed: tuple[int, ...] = (0, 1, 3, 5),
     dwell_steps: int = 0,
     max_age_s: float = 300.0,
+    **more: Any,
 ) -> IssuedSettings:
+    """`more` are further fields of Settings."""
     told = Settings(
         mode=Mode.parse(mode),
         plan=plan or table((1, 4, 5), (5, 8, 1), (9, 16, 0)),
         allowed_num_speculative_tokens=allowed,
         dwell_steps=dwell_steps,
         settings_max_age_s=max_age_s,
+        **more,
     )
     return IssuedSettings(version=SettingsVersion(incarnation=incarnation, sequence=sequence), settings=told)
 
