@@ -25,10 +25,9 @@ from rich.progress import track
 from nightjar.loadtests.arms.statistics import RESAMPLES, Interval, interval_of_resamples
 from nightjar.loadtests.report.machine import Effort
 from nightjar.loadtests.simulation.evidence.bars import Bar, StrictOption
-from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, TableRow
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun
+from tests.policy.step.steering_settings import settings, table
 
 OUTPUT: Final = Path("runs/step/latest")
 BATCH_SIZES: Final = (1, 32, 256)
@@ -170,14 +169,8 @@ def _start(scheduler_class: type[Any], batch_size: int, folder: Path) -> Any:
 
 
 def _steer(scheduler: Any, batch_size: int) -> None:
-    rows = (TableRow(first_batch_size=1, last_batch_size=batch_size, num_speculative_tokens=MAX_NUM_SPECULATIVE_TOKENS),)
-    settings = Settings(
-        mode=Mode.parse("auto"),
-        plan=Table(rows=rows),
-        allowed_num_speculative_tokens=tuple(range(MAX_NUM_SPECULATIVE_TOKENS + 1)),
-        dwell_steps=4,
-    )
-    issued = IssuedSettings(version=SettingsVersion(incarnation=1, sequence=1), settings=settings)
+    every_k = tuple(range(MAX_NUM_SPECULATIVE_TOKENS + 1))
+    issued = settings(table((1, batch_size, MAX_NUM_SPECULATIVE_TOKENS)), allowed=every_k, dwell_steps=4)
     scheduler.nightjar.steering.adopt(issued, scheduler.nightjar.clock())
 
 

@@ -9,19 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.settings import ExchangeReply, IssuedSettings, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import ExchangeReply
 from tests.chaos.events import Event, EventKind, EventLog, EventReader
 from tests.chaos.network import Conditions, Fate, Link, fate, read_conditions, write_conditions
 from tests.chaos.schedule import FaultKind
-
-PLAN = Table(rows=(TableRow(first_batch_size=1, last_batch_size=8, num_speculative_tokens=1),))
-SETTINGS = Settings(mode=Mode.parse("auto"), plan=PLAN, allowed_num_speculative_tokens=(0, 1))
+from tests.policy.step.steering_settings import settings
 
 
 def reply(sequence: int) -> bytes:
-    version = SettingsVersion(incarnation=1, sequence=sequence)
-    return ExchangeReply(incarnation=1, issued=IssuedSettings(version=version, settings=SETTINGS)).to_wire()
+    return ExchangeReply(incarnation=1, issued=settings(sequence=sequence)).to_wire()
 
 
 class Actor:

@@ -22,7 +22,7 @@ from vllm.v1.request import RequestStatus
 from nightjar.deployments.engine.scheduler.steered import SteeredAsyncScheduler
 from nightjar.deployments.engine.worker.draft_work import MEMORY_ATTRIBUTE, WORK_ATTRIBUTE, MemoryMove, MemoryWork
 from tests.engine.draft_cache import VOCABULARY, DraftCache
-from tests.engine.scheduler.scheduler_harness import MAXIMUM, Engines, make_request, make_scheduler, steer
+from tests.engine.scheduler.scheduler_harness import MAXIMUM, Engines, make_request, steer
 
 PROMPT_TOKENS = 30
 BASE_BLOCKS = 13
@@ -196,7 +196,7 @@ def test_a_draft_that_cannot_be_brought_back_stays_away_its_blocks_lent_until_a_
 
 def test_under_async_scheduling_rows_pause_for_a_step_so_that_they_can_move(folder: Path) -> None:
     sizes = {"max_num_seqs": 64, "num_blocks": 400, "max_model_len": 1024, "draft_weight_bytes": 1}
-    scheduler = make_scheduler(SteeredAsyncScheduler, folder, can_be_dormant=True, **sizes)
+    scheduler = Engines(SteeredAsyncScheduler, 2, folder).scheduler(can_be_dormant=True, **sizes)
     cache, fleet = DraftCache(scheduler, in_flight=2), Fleet(scheduler)
     fleet.tell("off", grants=False)
     for number in range(60):

@@ -21,10 +21,10 @@ from typing import Any
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import to_plain
 from nightjar.policy.wire.report import EngineLoad
-from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, TableRow
 from nightjar.policy.wire.status import FleetStatus, PolicyStatus
 from tests.loadtests.fake_server import running_fake_server, whole_answer
 from tests.loadtests.recorded import replica, totals
+from tests.policy.step.steering_settings import settings, table
 
 PLANNED_LENGTH = 3
 EVENTS = Path(os.environ.get("FAKE_SYSTEM_EVENTS", os.devnull))
@@ -59,10 +59,8 @@ class FakeSystem:
 
     def decide(self) -> None:
         self.sequence += 1
-        version = SettingsVersion(incarnation=self.incarnation, sequence=self.sequence)
-        row = TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=self.length())
-        settings = Settings(mode=self.mode, plan=Table(rows=(row,)), allowed_num_speculative_tokens=(0, 3, 5))
-        issued = to_plain(IssuedSettings(version=version, settings=settings))
+        plan, mode = table((1, 16, self.length())), str(self.mode)
+        issued = to_plain(settings(plan, mode=mode, sequence=self.sequence, incarnation=self.incarnation))
         with self.journal.open("a") as file:
             file.write(json.dumps({"decided": dict.fromkeys(("r1", "r2"), issued)}) + "\n")
 

@@ -28,18 +28,11 @@ from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import to_plain
 from nightjar.policy.wire.report import DrafterState, EngineLoad, SteeringLevel
-from nightjar.policy.wire.settings import (
-    ExplorationSegment,
-    IssuedSettings,
-    Local,
-    Plan,
-    Settings,
-    SettingsVersion,
-    Table,
-    TableRow,
-)
+from nightjar.policy.wire.settings import IssuedSettings, Plan, SettingsVersion
 from nightjar.policy.wire.status import ReplicaStatus
 from tests.loadtests.recorded import replica, row, sample, totals
+from tests.policy.step import steering_settings
+from tests.policy.step.steering_settings import local_plan, table
 
 REGIME = parse_regime("few:2@=2")
 
@@ -48,22 +41,9 @@ def settings(
     sequence: int, *, first_length: int = 5, segment: int | None = None, incarnation: int = 1, plan: Plan | None = None
 ) -> IssuedSettings:
     """Batch 1 to 4 at `first_length`, 5 to 16 at K=1 (or `plan`); a segment measures batch 1 to 16 at its K."""
-    rows = (
-        TableRow(first_batch_size=1, last_batch_size=4, num_speculative_tokens=first_length),
-        TableRow(first_batch_size=5, last_batch_size=16, num_speculative_tokens=1),
-    )
-    segments: tuple[ExplorationSegment, ...] = ()
-    if segment is not None:
-        measured = ExplorationSegment(
-            segment_id=1, first_batch_size=1, last_batch_size=16, num_speculative_tokens=segment, clean_steps=8, time_to_live_s=60
-        )
-        segments = (measured,)
-    told = Settings(
-        mode=Mode.parse("auto"),
-        plan=plan or Table(rows=rows, segments=segments),
-        allowed_num_speculative_tokens=(0, 1, 3, 5),
-    )
-    return IssuedSettings(version=SettingsVersion(incarnation=incarnation, sequence=sequence), settings=told)
+    measured = [] if segment is None else [steering_settings.segment(1, segment, last=16, clean_steps=8, time_to_live_s=60)]
+    plan = plan or table((1, 4, first_length), (5, 16, 1), segments=measured)
+    return steering_settings.settings(plan, sequence=sequence, incarnation=incarnation)
 
 
 def status(
@@ -113,11 +93,7 @@ def test_a_sampled_length_follows_from_the_settings_or_contradicts_them(
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 5), (2, 5), (4, 5), (5, 3), (8, 3), (9, 1), (16, 1), (17, 0)])
 def test_a_batch_takes_the_row_that_covers_it_the_first_below_all_and_off_above_them(batch: int, length: int) -> None:
-    rows = tuple(
-        TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=planned)
-        for first, last, planned in ((2, 4, 5), (5, 8, 3), (9, 16, 1))
-    )
-    given = settings(1, plan=Table(rows=rows))
+    given = settings(1, plan=table((2, 4, 5), (5, 8, 3), (9, 16, 1)))
     assert explain(status(batch, length), [given]) is Explanation.TABLE
     assert explain(status(batch, 4), [given]) is (Explanation.UNEXPLAINED if length == 5 else Explanation.CONTRADICTION)
 
@@ -130,8 +106,7 @@ def test_a_length_that_dwell_prefill_or_guard_lowered_is_held(cause: Code) -> No
 
 
 def test_a_length_of_the_plan_beside_prefill_is_the_plans_where_the_engine_says_that_it_was() -> None:
-    rows, mixed_rows = ((TableRow(first_batch_size=1, last_batch_size=16, num_speculative_tokens=length),) for length in (5, 1))
-    given = settings(1, plan=Table(rows=rows, mixed_rows=mixed_rows))
+    given = settings(1, plan=table((1, 16, 5)).model_copy(update={"mixed_rows": table((1, 16, 1)).rows}))
     assert explain(status(2, 1, cause=Code.BESIDE_PREFILL), [given]) is Explanation.TABLE
     assert explain(status(2, 1, cause=Code.PLAN), [given]) is Explanation.UNEXPLAINED
     assert explain(status(2, 3, cause=Code.BESIDE_PREFILL), [given]) is Explanation.UNEXPLAINED
@@ -182,7 +157,7 @@ def test_where_the_journal_does_not_hold_the_sample_before_the_settings_just_bef
 
 def test_settings_that_the_journal_does_not_hold_or_an_engine_plans_itself_explain_nothing() -> None:
     assert explain(status(2, 5, sequence=9), [settings(1)]) is Explanation.UNKNOWN
-    local = settings(1, plan=Local(planner="nightjar"))
+    local = settings(1, plan=local_plan("nightjar"))
     assert explain(status(2, 5), [local]) is Explanation.UNKNOWN
 
 

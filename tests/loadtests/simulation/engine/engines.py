@@ -10,18 +10,8 @@ from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngin
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile, read_profile
 from nightjar.policy.planners import LOCAL_PLANNERS
 from nightjar.policy.step.drafter import UNLIMITED
-from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.settings import (
-    IssuedSettings,
-    Lease,
-    OffloadRules,
-    Plan,
-    RestartLimits,
-    Settings,
-    SettingsVersion,
-    Table,
-    TableRow,
-)
+from nightjar.policy.wire.settings import IssuedSettings, Lease, OffloadRules, Plan, RestartLimits, Table
+from tests.policy.step import steering_settings
 
 PAIR = read_profile("qwen-7b-0.5b-rtx4090")
 EAGLE = read_profile("llama-8b-eagle")
@@ -37,12 +27,7 @@ def held(num_speculative_tokens: int) -> Table:
 def table(*rows: tuple[int, int]) -> Table:
     """A plan from (first batch size, K) pairs."""
     lasts = [first - 1 for first, _ in rows[1:]] + [4096]
-    return Table(
-        rows=tuple(
-            TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=length)
-            for (first, length), last in zip(rows, lasts, strict=True)
-        )
-    )
+    return steering_settings.table(*((first, last, k) for (first, k), last in zip(rows, lasts, strict=True)))
 
 
 def settings(
@@ -54,15 +39,9 @@ def settings(
     offload: OffloadRules | None = None,
 ) -> IssuedSettings:
     """Settings of mode auto, every K allowed."""
-    told = Settings(
-        mode=Mode(kind="auto"),
-        plan=plan,
-        allowed_num_speculative_tokens=tuple(range(6)),
-        settings_max_age_s=1e6,
-        restarts=RestartLimits(micro_restart_tokens=micro_restart_tokens, leases=tuple(leases)),
-        offload=offload,
-    )
-    return IssuedSettings(version=SettingsVersion(incarnation=1, sequence=sequence), settings=told)
+    restarts = RestartLimits(micro_restart_tokens=micro_restart_tokens, leases=tuple(leases))
+    every_k = tuple(range(6))
+    return steering_settings.settings(plan, sequence=sequence, allowed=every_k, max_age_s=1e6, restarts=restarts, offload=offload)
 
 
 def engine(profile: Profile = PAIR, plan: Plan | None = None, *, seed: int = 1, **options: object) -> SimulatedEngine:
