@@ -1,4 +1,4 @@
-"""Processes that the demo starts: their output shown or kept, their ends certain.
+"""What runs beside a measurement: processes, their output shown or kept, their ends certain, and calls repeated on a thread.
 
 Each runs in a session of its own, so a Ctrl-C in the terminal reaches only the demo, which then stops them in order. Whatever
 of a process's session outlives it is killed after a patience. SIGTERM ends a command the same way, so that what it recorded is
@@ -39,6 +39,28 @@ ANSI_SEQUENCE: Final = re.compile(r"\x1b\[[0-9;]*m")
 def as_keyboard_interrupt(_number: int, _frame: FrameType | None) -> None:
     """A signal handler that raises KeyboardInterrupt."""
     raise KeyboardInterrupt
+
+
+class Repeated:
+    """Calls a function every `period_s` while it is entered, on a thread of its own."""
+
+    def __init__(self, call: Callable[[], object], period_s: float, name: str) -> None:
+        self._call = call
+        self._period_s = period_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._period_s):
+            self._call()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Final
 
 import httpx
 import typer
@@ -18,7 +18,7 @@ from nightjar.loadtests.assessment.history import scraped
 from nightjar.loadtests.assessment.prometheus import Found, PrometheusError, open_prometheus, read_recording, read_scrapes
 from nightjar.loadtests.assessment.report import render_page, to_markdown
 from nightjar.loadtests.assessment.scrapes import MODEL, PREFIXES, Metric
-from nightjar.loadtests.report.output import Output, OutputOption
+from nightjar.loadtests.report.output import Output, OutputOption, fail
 from nightjar.loadtests.simulation.profiles import SHIPPED_NAMES, Profile, ProfileError, read_profile
 
 MOST_HOURS: Final = 24.0 * 90
@@ -52,9 +52,9 @@ def assess(
     """
     console = Console(stderr=True)
     if sample == bool(prometheus):
-        _fail("give --prometheus ADDRESS, or --sample for the recording that ships, one of them", 2)
+        fail("give --prometheus ADDRESS, or --sample for the recording that ships, one of them", 2)
     if sample and (selector or until or token_file):
-        _fail("--sample is read as a whole: it takes no --selector, --until or --token-file", 2)
+        fail("--sample is read as a whole: it takes no --selector, --until or --token-file", 2)
     try:
         chosen = read_profile(profile) if profile else None
         if sample:
@@ -69,9 +69,9 @@ def assess(
         if page is not None:
             page.write_text(render_page(findings), encoding="utf-8")
     except (PrometheusError, ProfileError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}")
+        fail(f"{error.filename}: {error.strerror}")
     typer.echo(findings.model_dump_json(indent=1) if output is Output.JSON else to_markdown(findings), nl=output is Output.JSON)
 
 
@@ -123,11 +123,6 @@ def _token(file: Path | None) -> SecretStr | None:
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError(f"{file}: holds no token, one line of printable ASCII is allowed")
     return SecretStr(text)
-
-
-def _fail(message: str, code: int = 1) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(code)
 
 
 app = typer.Typer(help="What Nightjar would gain here.")

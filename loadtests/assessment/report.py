@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from nightjar.loadtests.assessment.findings import BatchRow, Findings, ProfileFit
-from nightjar.loadtests.report.page import render
+from nightjar.loadtests.report.page import markdown_table, render
 from nightjar.policy.words import batch_range, speculation
 
 COLUMNS: Final = ("batch", "hours", "of busy", "ran", "accepted", "step ms", "the planner", "tokens/s")
@@ -132,10 +132,7 @@ def _lines(found: Findings) -> Iterator[str]:
         yield told
     if found.batches:
         yield ""
-        yield f"| {' | '.join(heads)} |"
-        yield "| " + " | ".join("---" for _ in heads) + " |"
-        for row in found.batches:
-            yield f"| {' | '.join(cells(row, len(heads)))} |"
+        yield from markdown_table(heads, [cells(row, len(heads)) for row in found.batches])
     if found.shipped:
         yield ""
         yield "Profiles that ship with Nightjar; a file of your own engine tells more:"

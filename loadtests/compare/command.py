@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final, NoReturn, cast, get_args
+from typing import Annotated, Final, cast, get_args
 
 import typer
 from pydantic import ValidationError
@@ -37,7 +37,7 @@ from nightjar.loadtests.load.openai_stream import AddressError, Server, first_mo
 from nightjar.loadtests.load.regimes import RegimeError, parse_regime
 from nightjar.loadtests.load.rows import RowsError
 from nightjar.loadtests.report.machine import commit, load_average, machine
-from nightjar.loadtests.report.output import Output, OutputOption
+from nightjar.loadtests.report.output import Output, OutputOption, fail
 from nightjar.policy.wire.record import describe_validation_error
 
 DEFAULT_ARMS: Final = ("off", "auto")
@@ -233,19 +233,14 @@ def _one_line_errors(files: RunFiles | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _fail(f"stopped{kept}", 130)
+        fail(f"stopped{kept}", 130)
     except ValidationError as error:
-        _fail(describe_validation_error(error), 2)
+        fail(describe_validation_error(error), 2)
     except (ArmError, AddressError, RegimeError) as error:
-        _fail(str(error), 2)
+        fail(str(error), 2)
     except (TurnError, OperationError) as error:
-        _fail(f"{error}{kept}", 1 if files is not None else 2)
+        fail(f"{error}{kept}", 1 if files is not None else 2)
     except RunFilesError as error:
-        _fail(str(error), 1 if files is not None else 2)
+        fail(str(error), 1 if files is not None else 2)
     except (RowsError, ResultError, ConnectionError, OSError) as error:
-        _fail(str(error))
-
-
-def _fail(message: str, code: int = 1) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(code)
+        fail(str(error))

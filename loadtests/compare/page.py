@@ -17,7 +17,7 @@ from nightjar.loadtests.arms.verdict import LEAST_ROUNDS, MOST_FAILED, Compariso
 from nightjar.loadtests.compare.run import Facts, PlayedTurn, RunFiles
 from nightjar.loadtests.load.rows import read_rows
 from nightjar.loadtests.report.charts import Estimate, forest
-from nightjar.loadtests.report.page import render
+from nightjar.loadtests.report.page import markdown_table, render
 
 HEADS: Final = ("phase", "arm", "verdict", "rounds", *(f"{measure.title}, 95 %" for measure in MEASURES.values()))
 FIGURE_HEADS: Final = (
@@ -112,8 +112,8 @@ def sentences(found: Findings) -> list[str]:
 
 def table(found: Findings) -> str:
     """The ratios and the figures in markdown."""
-    lines = _markdown(HEADS, [_ratio_cells(one) for one in found.comparisons])
-    return "\n".join([*lines, "", *_markdown(FIGURE_HEADS, _figure_rows(found)), ""])
+    lines = markdown_table(HEADS, [_ratio_cells(one) for one in found.comparisons])
+    return "\n".join([*lines, "", *markdown_table(FIGURE_HEADS, _figure_rows(found)), ""])
 
 
 def page(found: Findings) -> str:
@@ -226,10 +226,6 @@ def _figure_rows(found: Findings) -> list[tuple[str, ...]]:
 
 def _quotient(above: float, below: float, factor: float, digits: int) -> str:
     return f"{factor * above / below:.{digits}f}" if below > 0 else "-"
-
-
-def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
 
 
 def _forests(found: Findings) -> Iterator[tuple[str, str]]:

@@ -27,7 +27,7 @@ from nightjar.loadtests.load.rows import RequestRow
 from nightjar.policy.wire.cause import Code
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, SteeringLevel
-from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, length_at
 from nightjar.policy.wire.status import ReplicaStatus
 from nightjar.policy.words import step_codes
 
@@ -253,8 +253,8 @@ def _explain(replica: ReplicaStatus, settings: Settings) -> Explanation:
     if not isinstance(plan, Table):
         return Explanation.UNKNOWN
     length, batch = load.num_speculative_tokens, load.decode_batch_size
-    planned = _table_length(plan.rows, batch)
-    beside_prefill = _table_length(plan.mixed_rows, batch) if plan.mixed_rows else planned
+    planned = length_at(plan.rows, batch)
+    beside_prefill = length_at(plan.mixed_rows, batch) if plan.mixed_rows else planned
     measured = {one.num_speculative_tokens for one in plan.segments if one.first_batch_size <= batch <= one.last_batch_size}
     if length == planned or (length == beside_prefill and Code.BESIDE_PREFILL in step_codes(replica)):
         return Explanation.TABLE
@@ -268,11 +268,3 @@ def _explain(replica: ReplicaStatus, settings: Settings) -> Explanation:
     if length == load.planned_num_speculative_tokens:
         return Explanation.HELD
     return Explanation.ASLEEP if not length and replica.drafter_state in STATES_WITHOUT_DRAFTS else Explanation.UNEXPLAINED
-
-
-def _table_length(rows: Sequence[TableRow], batch: int) -> int:
-    """K of a table's rows at a decode batch size, as settings.Table defines it."""
-    if batch > rows[-1].last_batch_size:
-        return 0
-    covering = [row.num_speculative_tokens for row in rows if row.first_batch_size <= batch]
-    return covering[-1] if covering else rows[0].num_speculative_tokens

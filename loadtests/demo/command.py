@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple, NoReturn
+from typing import Annotated, Final, NamedTuple
 
 import typer
 from pydantic import ValidationError
@@ -30,7 +30,7 @@ from nightjar.loadtests.load.prompts import COMPARISON_PROMPTS
 from nightjar.loadtests.load.regimes import RegimeError, parse_regime
 from nightjar.loadtests.load.rows import RowsError, as_latest, read_rows, unnamed_run_folder
 from nightjar.loadtests.report.machine import Effort
-from nightjar.loadtests.report.output import GoodputCommand, GoodputOption, Output, OutputOption
+from nightjar.loadtests.report.output import GoodputCommand, GoodputOption, Output, OutputOption, fail
 from nightjar.policy.wire.record import describe_validation_error
 
 DEMO_REGIME: Final = "quiet:38@=0.35,surge:16@4,drain:18@0,calm:32@=0.35"
@@ -107,14 +107,14 @@ def demo(
             console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
         folder = unnamed_run_folder(runs)
     except (NeedsError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     try:
         summary = Demo(plan, served, folder, console).run()
         folder = as_latest(folder)
     except KeyboardInterrupt:
-        _fail(f"stopped; nothing was left running, what was recorded is in {folder}", 130)
+        fail(f"stopped; nothing was left running, what was recorded is in {folder}", 130)
     except (TurnError, ProcessError, OperationError, RowsError, OSError) as error:
-        _fail(f"{error}\nwhat was recorded is in {folder}")
+        fail(f"{error}\nwhat was recorded is in {folder}")
     _show(summary, folder, console, output)
     raise typer.Exit(0 if summary.passed else 1)
 
@@ -134,7 +134,7 @@ def report(
     try:
         target = parse_goodput(goodput or ())
     except GoodputError as error:
-        _fail(str(error), 2)
+        fail(str(error), 2)
     if folder.is_file():
         _report_result(folder, output)
         return
@@ -142,7 +142,7 @@ def report(
         try:
             show(RunFiles(folder), output)
         except (RunFilesError, RowsError, ResultError, OSError) as error:
-            _fail(str(error))
+            fail(str(error))
         return
     if (folder / LOAD_FILE).is_file():
         _report_load(folder, target, output)
@@ -152,11 +152,11 @@ def report(
         rows, samples = read_rows(folder / "requests.jsonl"), read_samples(folder / "samples.jsonl")
         regime = parse_regime(recorded.regime)
     except OSError as error:
-        _fail(f"{folder} is no recorded run: {error.strerror} ({error.filename}); `nightjar demo` records one")
+        fail(f"{folder} is no recorded run: {error.strerror} ({error.filename}); `nightjar demo` records one")
     except ValidationError as error:
-        _fail(f"{folder}/summary.json is no summary: {describe_validation_error(error)}")
+        fail(f"{folder}/summary.json is no summary: {describe_validation_error(error)}")
     except (RowsError, SamplesError, RegimeError) as error:
-        _fail(str(error))
+        fail(str(error))
     phases = summarise(regime, recorded.modes, rows, samples, target)
     summary = recorded.model_copy(update={"phases": phases, "headline": sentence(phases, recorded.modes, recorded.others)})
     (folder / "report.html").write_text(render_report(summary, regime, rows, samples), encoding="utf-8")
@@ -169,11 +169,11 @@ def _report_load(folder: Path, target: GoodputTarget | None, output: Output) -> 
         summary = LoadSummary.model_validate_json((folder / LOAD_FILE).read_bytes())
         rows = read_rows(folder / "requests.jsonl") if target else ()
     except OSError as error:
-        _fail(f"{folder} is no recorded load test: {error.strerror} ({error.filename})")
+        fail(f"{folder} is no recorded load test: {error.strerror} ({error.filename})")
     except ValidationError as error:
-        _fail(f"{folder / LOAD_FILE} is none: {describe_validation_error(error)}")
+        fail(f"{folder / LOAD_FILE} is none: {describe_validation_error(error)}")
     except RowsError as error:
-        _fail(str(error))
+        fail(str(error))
     if target:
         summary = summary.with_goodput(target, rows)
     _show_load(summary, output)
@@ -184,7 +184,7 @@ def _report_result(path: Path, output: Output) -> None:
     try:
         _show_load(load_summary(path, read_result(path)), output)
     except ResultError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _show_load(summary: LoadSummary, output: Output) -> None:
@@ -212,8 +212,3 @@ def _show(summary: RunSummary, folder: Path, console: Console, output: Output) -
         console.print(f"took {told}", f"memory at most {summary.memory}", sep="\n", markup=False, highlight=False, soft_wrap=True)
     console.print(f"all of it: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     console.print(summary.headline, style="bold", markup=False, highlight=False, soft_wrap=True)
-
-
-def _fail(message: str, code: int = 1) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(code)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import time
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
+from nightjar.loadtests.arms.processes import Repeated
 from nightjar.policy.wire.record import Record
 
 PERIOD_S: Final = 3.0
@@ -53,25 +53,16 @@ class MemoryPeak(Record):
         return f"{self.pss_bytes / GIB:.1f} GiB: {', '.join(named)}{f', others {rest / GIB:.1f}' if rest else ''}"
 
 
-class MemoryWatch:
+class MemoryWatch(Repeated):
     """Looks every few seconds while it is entered, on a thread of its own. `peak` is None until something could be read."""
 
     def __init__(self, root: int | None = None, proc: Path = PROC) -> None:
         """Of the process `root`: this one, where it is None."""
+        super().__init__(self.look, PERIOD_S, "memory")
         self.peak: MemoryPeak | None = None
         self._root = os.getpid() if root is None else root
         self._proc = proc
         self._began_s = time.monotonic()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="memory", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
     def look(self) -> None:
         """Look now, and keep what is seen if it is the most so far."""
@@ -79,10 +70,6 @@ class MemoryWatch:
         seen = MemoryPeak(after_s=round(time.monotonic() - self._began_s, 1), parts=parts)
         if seen.pss_bytes > (self.peak.pss_bytes if self.peak else 0):
             self.peak = seen
-
-    def _run(self) -> None:
-        while not self._stop.wait(PERIOD_S):
-            self.look()
 
 
 class _Stat(NamedTuple):

@@ -24,6 +24,7 @@ from nightjar.cluster.api.http_client import HttpClient
 from nightjar.cluster.api.operations import STATUS, OperationError
 from nightjar.cluster.display.fleet import fleet_view
 from nightjar.cluster.local.progress import Progress
+from nightjar.loadtests.arms.processes import Repeated
 from nightjar.loadtests.arms.samples import StatusSample
 from nightjar.loadtests.demo.report import columns, shown_rows, table_cells
 from nightjar.loadtests.demo.summary import ALL_PHASES, RunSummary
@@ -33,27 +34,18 @@ PERIOD_S: Final = 1.0
 REFRESH_PERIOD_S: Final = 0.5
 
 
-class Sampler:
+class Sampler(Repeated):
     """Samples while it is entered. `mode` is written into each sample: set it while the system is known to run that mode."""
 
     def __init__(self, api: HttpClient, path: Path, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(self.sample, PERIOD_S, "sampler")
         self.mode = ""
         self.samples: list[StatusSample] = []
         self.latest: FleetStatus | None = None
         self._api = api
         self._path = path
         self._clock = clock
-        self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
     def sample(self) -> StatusSample:
         """Take one sample now and keep it."""
@@ -69,10 +61,6 @@ class Sampler:
                 file.write(taken.model_dump_json(exclude_none=True) + "\n")
         return taken
 
-    def _run(self) -> None:
-        while not self._stop.wait(PERIOD_S):
-            self.sample()
-
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -84,26 +72,23 @@ class View:
     failed: int = 0
 
 
-class Screen:
+class Screen(Repeated):
     """Shows `view()` while it is entered, twice a second on a terminal; elsewhere a line whenever nothing was said for a while."""
 
     def __init__(self, console: Console, view: Callable[[], View], clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(self.refresh, REFRESH_PERIOD_S, "screen")
         self._console = console
         self._view = view
         self._progress = Progress(self._print, clock)
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="screen", daemon=True)
 
     def __enter__(self) -> Self:
         if self._live is not None:
             self._live.start()
-        self._thread.start()
-        return self
+        return super().__enter__()
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        super().__exit__()
         if self._live is not None:
             self._live.stop()
 
@@ -125,10 +110,6 @@ class Screen:
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def _run(self) -> None:
-        while not self._stop.wait(REFRESH_PERIOD_S):
-            self.refresh()
 
     def _render(self, view: View) -> RenderableType:
         stage = f"[{self._progress.elapsed_s:4.0f} s] {view.stage}"

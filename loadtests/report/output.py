@@ -1,4 +1,4 @@
-"""Options that several commands have: how results are written, and `--goodput ttft:500 tpot:50`.
+"""What several commands have: options for how results are written and for `--goodput ttft:500 tpot:50`, and one line on failure.
 
 typer's options take one word each. Words after `--goodput` that look like parts of a target are given to it, as `vllm bench serve`
 and Locust take them.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -23,6 +23,12 @@ class Output(StrEnum):
 
 
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Table for people, JSON for programs.")]
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Print one line on stderr and leave with that exit code."""
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)
 
 
 OPTION: Final = "--goodput"

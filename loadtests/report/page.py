@@ -6,6 +6,7 @@ value which it was not given fails with jinja2.UndefinedError: no report has a h
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,15 @@ TEMPLATES: Final = Path(__file__).with_name("templates")
 def render(template: str, **values: object) -> str:
     """The page of one template of TEMPLATES."""
     return _environment().get_template(template).render(values)
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table for a terminal, an issue or a page.
+
+    >>> markdown_table(["batch", "K"], [["1", "5"]])
+    ['| batch | K |', '| --- | --- |', '| 1 | 5 |']
+    """
+    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
 
 
 def style(*names: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -26,7 +26,7 @@ from nightjar.loadtests.load.rows import new_run_folder
 from nightjar.loadtests.load.traces import read_trace
 from nightjar.loadtests.report.machine import Effort as RunEffort
 from nightjar.loadtests.report.machine import RunFacts, make_command, without_folders
-from nightjar.loadtests.report.output import GoodputCommand, GoodputOption, Output, OutputOption
+from nightjar.loadtests.report.output import GoodputCommand, GoodputOption, Output, OutputOption, fail
 from nightjar.loadtests.simulation.campaign.campaign import Campaign
 from nightjar.loadtests.simulation.campaign.contestants import ContestantError, check_name
 from nightjar.loadtests.simulation.campaign.efforts import (
@@ -110,13 +110,13 @@ def simulate(
     """
     console, suite = Console(stderr=output is Output.JSON), context.find_object(Suite) or SUITE
     if quick and full:
-        _fail("--quick and --full: choose one of them")
+        fail("--quick and --full: choose one of them", 2)
     effort = QUICK if quick else FULL if full else BENCH
     try:
         asked = Asked(profile or (), regime or (), planner or (), only or (), trace, seeds, effort, parse_goodput(goodput or ()))
         campaign = Campaign(choose_experiments(asked, suite), choose(asked), jobs or cores(), suite)
     except (RefusedError, ProfileError, RegimeError, ContestantError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error), 2)
     signal.signal(signal.SIGTERM, as_keyboard_interrupt)
     folder = new_run_folder(runs or Path("runs") / (suite.bench or "policy"))
     command = make_command(suite.bench, sys.argv[1:]) if suite.bench else simulate_command(sys.argv[2:])
@@ -125,7 +125,7 @@ def simulate(
     try:
         summary, rows = campaign.run(folder, console, facts)
     except KeyboardInterrupt:
-        _fail(f"stopped; what was finished is in {folder}", 130)
+        fail(f"stopped; what was finished is in {folder}", 130)
     _show(summary, rows, suite.grids(rows), folder, console, output, judged=effort is not QUICK or strict)
     raise typer.Exit(1 if summary.failed or (strict and summary.missed) else 0)
 
@@ -235,11 +235,6 @@ def _show(
         print_missed(console, summary.bars.values())
     else:
         console.print(NOT_JUDGED, style="bold", highlight=False, soft_wrap=True)
-
-
-def _fail(message: str, code: int = 2) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(code)
 
 
 app = typer.Typer(help="The planner in virtual time.")
