@@ -12,9 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from nightjar.policy.wire.record import Record, describe_validation_error
+from nightjar.loadtests.load.rows import read_records
+from nightjar.policy.wire.record import Record
 from nightjar.policy.wire.report import SteeringLevel, StepTotals
 from nightjar.policy.wire.status import FleetStatus, ReplicaStatus
 
@@ -128,15 +127,7 @@ def acceptance_rate(by_length: WorkByLength) -> float | None:
 
 def read_samples(path: Path) -> tuple[StatusSample, ...]:
     """Every sample of a file, in its order. Raises SamplesError naming the line; a missing file raises OSError."""
-    samples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line:
-            continue
-        try:
-            samples.append(StatusSample.model_validate_json(line))
-        except ValidationError as error:
-            raise SamplesError(f"{path}:{number} is no status sample: {describe_validation_error(error)}") from error
-    return tuple(samples)
+    return read_records(path, StatusSample, "status sample", SamplesError)
 
 
 def _by_length(totals: Sequence[StepTotals]) -> dict[int, Work]:

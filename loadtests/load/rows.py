@@ -14,12 +14,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field, ValidationError
 
 from nightjar.loadtests.load.goodput import Timed
 from nightjar.policy.wire.record import Count, Identifier, Record, describe_validation_error
+
+R = TypeVar("R", bound=Record)
 
 OptionalSeconds = Annotated[float | None, Field(ge=0.0, le=1e9)]
 
@@ -73,15 +75,20 @@ class RowWriter:
 
 def read_rows(path: Path) -> tuple[RequestRow, ...]:
     """Every row of a file, in the order of the file. Raises RowsError naming the line; a missing file raises OSError."""
-    rows = []
+    return read_records(path, RequestRow, "request row", RowsError)
+
+
+def read_records(path: Path, kind: type[R], what: str, refused: type[ValueError]) -> tuple[R, ...]:
+    """Every record of a file of JSON lines, in its order. Raises `refused` naming the line; a missing file raises OSError."""
+    records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line:
             continue
         try:
-            rows.append(RequestRow.model_validate_json(line))
+            records.append(kind.model_validate_json(line))
         except ValidationError as error:
-            raise RowsError(f"{path}:{number} is no request row: {describe_validation_error(error)}") from error
-    return tuple(rows)
+            raise refused(f"{path}:{number} is no {what}: {describe_validation_error(error)}") from error
+    return tuple(records)
 
 
 def timed(row: RequestRow) -> Timed:

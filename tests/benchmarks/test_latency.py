@@ -53,7 +53,7 @@ from tests.benchmarks.latency.suite import SUITE
 from tests.loadtests.simulation.evidence.run_rows import row
 
 PAIR: Final = read_profile("qwen-7b-0.5b-rtx4090")
-CHOICE: Final = Choice((PAIR,), tuple(LOADS), replace(QUICK, bar_seeds=1))
+CHOICE: Final = Choice((PAIR,), tuple(LOADS), replace(QUICK, bars=range(1)))
 ASKED: Final = Asked((), (), (), (), None, None, BENCH)
 PLACE: Final = "p/long-prompts 80%"
 FULL: Final = "p/long-prompts 110%"

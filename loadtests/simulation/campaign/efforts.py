@@ -18,10 +18,10 @@ PICK_SEED: Final = 1000
 class Effort:
     """How much is run: seeds by purpose, and virtual seconds.
 
-    bar_seeds      where a bar looks, rivals of engines with long steps among them
-    rival_seeds, storm_seeds  of other rivals and long prompts, and of storms, which cost most
-    other_seeds    elsewhere
-    pick_seeds     of the runs that pick the best static planner
+    bars           seeds where a bar looks, rivals of engines with long steps among them
+    rivals, storms  of other rivals and long prompts, and of storms, which cost most
+    others         elsewhere
+    picks          of the runs that pick the best static planner
     warm_up_s      what is dropped of an open-loop run; whole patterns after it are measured
     pattern_s      the pattern that an open-loop run repeats; half of it where an engine's steps are short
     learn_s        what a fleet gets to learn before a measure begins
@@ -33,11 +33,11 @@ class Effort:
     """
 
     name: str
-    bar_seeds: int
-    rival_seeds: int
-    storm_seeds: int
-    other_seeds: int
-    pick_seeds: int
+    bars: range
+    rivals: range
+    storms: range
+    others: range
+    picks: range
     warm_up_s: float
     pattern_s: float
     learn_s: float
@@ -55,32 +55,8 @@ class Effort:
 
     def with_seeds(self, count: int) -> Effort:
         """The same with `count` seeds where a bar looks, and at most so many elsewhere."""
-        return replace(self, bar_seeds=count, rival_seeds=count, storm_seeds=count, other_seeds=min(self.other_seeds, count))
-
-    @property
-    def bars(self) -> range:
-        """Seeds where a bar looks."""
-        return range(self.bar_seeds)
-
-    @property
-    def rivals(self) -> range:
-        """Seeds of rivals."""
-        return range(self.rival_seeds)
-
-    @property
-    def storms(self) -> range:
-        """Seeds of storms."""
-        return range(self.storm_seeds)
-
-    @property
-    def others(self) -> range:
-        """Seeds elsewhere."""
-        return range(self.other_seeds)
-
-    @property
-    def picks(self) -> range:
-        """Seeds that pick the best static planner."""
-        return range(PICK_SEED, PICK_SEED + self.pick_seeds)
+        seeds = range(count)
+        return replace(self, bars=seeds, rivals=seeds, storms=seeds, others=self.others[:count])
 
     @property
     def seeds(self) -> dict[str, tuple[int, ...]]:
@@ -98,11 +74,11 @@ class Effort:
 
 BENCH: Final = Effort(
     name="bench",
-    bar_seeds=10,
-    rival_seeds=4,
-    storm_seeds=4,
-    other_seeds=3,
-    pick_seeds=2,
+    bars=range(10),
+    rivals=range(4),
+    storms=range(4),
+    others=range(3),
+    picks=range(PICK_SEED, PICK_SEED + 2),
     warm_up_s=300.0,
     pattern_s=150.0,
     learn_s=90.0,
@@ -122,11 +98,11 @@ BENCH: Final = Effort(
 FULL: Final = replace(
     BENCH,
     name="full",
-    bar_seeds=20,
-    rival_seeds=20,
-    storm_seeds=20,
-    other_seeds=10,
-    pick_seeds=5,
+    bars=range(20),
+    rivals=range(20),
+    storms=range(20),
+    others=range(10),
+    picks=range(PICK_SEED, PICK_SEED + 5),
     pattern_s=300.0,
     fleet_sizes=(1, 2, 4, 8, 16),
     paper_rates=(1, 5, 10, 15, 20, 25, 35),
@@ -134,11 +110,11 @@ FULL: Final = replace(
 
 QUICK: Final = Effort(
     name="quick",
-    bar_seeds=2,
-    rival_seeds=1,
-    storm_seeds=1,
-    other_seeds=1,
-    pick_seeds=1,
+    bars=range(2),
+    rivals=range(1),
+    storms=range(1),
+    others=range(1),
+    picks=range(PICK_SEED, PICK_SEED + 1),
     warm_up_s=60.0,
     pattern_s=60.0,
     learn_s=60.0,

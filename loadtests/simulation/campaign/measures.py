@@ -75,7 +75,8 @@ def basic(scenario: Scenario, result: RunResult) -> Outcome:
     if totals.best_tokens:
         measures["lost_share"] = totals.regret_tokens / totals.best_tokens
     if scenario.planner.operator is not None and not scenario.events and scenario.network.is_perfect:
-        measures |= _alarms(scenario, result)
+        # times that a guard held speculation off, and for how long none had to: nothing drifts in this scenario
+        measures |= {"false_alarms": float(result.guard_trips), "watched_s": scenario.duration_s}
     finite = {name: value for name, value in measures.items() if math.isfinite(value)}
     return Outcome(finite, steps=result.steps_with_warm_up)
 
@@ -92,34 +93,31 @@ def under_target(scenario: Scenario, result: RunResult) -> Outcome:
     """The basic measures, and at which mean rate requests were offered."""
     load = scenario.workload.load
     assert isinstance(load, Regime), "a trace has no rate"
-    outcome = basic(scenario, result)
-    return Outcome({**outcome.measures, OFFERED: load.phases[0].requests_per_s or 0.0}, outcome.series, outcome.steps)
+    return basic(scenario, result).with_measures(**{OFFERED: load.phases[0].requests_per_s or 0.0})
 
 
 def with_k(scenario: Scenario, result: RunResult) -> Outcome:
     """The basic measures, and K second by second."""
     lengths = tuple(round(second.totals.mean_num_speculative_tokens, 3) for second in result.seconds)
-    return with_series(basic(scenario, result), mean_k=lengths)
+    return basic(scenario, result).with_series(mean_k=lengths)
 
 
 def learning(scenario: Scenario, result: RunResult) -> Outcome:
     """How much a fleet loses until it is within 2 % of the oracle for good, and after how many seconds."""
     done = settled(result.seconds, WITHIN)
-    lost = _lost(result.seconds)
-    outcome = with_series(basic(scenario, result), lost=tuple(round(value / scenario.replicas, 2) for value in lost))
-    extra = {
-        "done_s": float(done),
-        "lost_tokens_per_replica": math.fsum(lost[:done]) / scenario.replicas,
-        "lost_tokens_per_replica_in_all": math.fsum(lost) / scenario.replicas,
-    }
-    return Outcome({**outcome.measures, **extra}, outcome.series, outcome.steps)
+    lost = [second.totals.regret_tokens for second in result.seconds]
+    outcome = basic(scenario, result).with_measures(
+        done_s=float(done),
+        lost_tokens_per_replica=math.fsum(lost[:done]) / scenario.replicas,
+        lost_tokens_per_replica_in_all=math.fsum(lost) / scenario.replicas,
+    )
+    return outcome.with_series(lost=tuple(round(value / scenario.replicas, 2) for value in lost))
 
 
 def newcomer(scenario: Scenario, result: RunResult) -> Outcome:
     """What the replica that joined last lost against the oracle's K, of what it could have given."""
     joined = result.replicas[-1].totals
-    outcome = basic(scenario, result)
-    return Outcome({**outcome.measures, "lost_share": joined.regret_tokens / joined.best_tokens}, outcome.series, outcome.steps)
+    return basic(scenario, result).with_measures(lost_share=joined.regret_tokens / joined.best_tokens)
 
 
 def settled(seconds: Sequence[Second], share: float) -> int:
@@ -136,17 +134,3 @@ def settled(seconds: Sequence[Second], share: float) -> int:
         ):
             return start
     return len(seconds)
-
-
-def _lost(seconds: Sequence[Second]) -> list[float]:
-    return [second.totals.regret_tokens for second in seconds]
-
-
-def _alarms(scenario: Scenario, result: RunResult) -> dict[str, float]:
-    """Times that a guard held speculation off, and for how long none had to: nothing drifts in this scenario."""
-    return {"false_alarms": float(result.guard_trips), "watched_s": scenario.duration_s}
-
-
-def with_series(outcome: Outcome, **series: tuple[float, ...]) -> Outcome:
-    """The outcome with more series."""
-    return Outcome(outcome.measures, {**outcome.series, **series}, outcome.steps)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.load.traces import read_trace
-from nightjar.loadtests.simulation.campaign.contestants import Contestant, choose
+from nightjar.loadtests.simulation.campaign.contestants import Contestant, choose, learns
 from nightjar.loadtests.simulation.campaign.efforts import Effort
 from nightjar.loadtests.simulation.campaign.experiment import Choice, dataset_of
 from nightjar.loadtests.simulation.campaign.loads import ACCEPTANCE, open_load
@@ -48,8 +48,8 @@ class Scene:
     """Where planners are compared. `rows` is about how many requests an engine decodes at once, for estimating the work.
 
     `acceptance` scales the conditional acceptance of the profile's texts: all the time, or with `turn_s` until the measure begins
-    and then by turns of so many seconds, the profile's own texts first. `measured_s` is what an open loop measures of a load that
-    repeats a pattern, `own_s` how long a regime of the user's own lasts, 0 for other loads.
+    and then by turns of so many seconds, the profile's own texts first. `measured_s` is what a run measures of a load that
+    repeats a pattern or stands still, `own_s` how long a regime of the user's own lasts, 0 for other loads.
     """
 
     nominal: Nominal
@@ -90,36 +90,41 @@ def open_scenes(choice: Choice, replicas: int = 1, loads: Iterable[str] | None =
 
 def pattern_s(effort: Effort, nominal: Nominal) -> float:
     """Length of an open-loop pattern on a profile: short where steps are, because its engines live through more of them."""
-    return effort.pattern_s / 2 if _step_s(nominal) < SHORT_STEP_S else effort.pattern_s
+    return effort.pattern_s / 2 if step_s(nominal) < SHORT_STEP_S else effort.pattern_s
 
 
 def rival_seeds(effort: Effort, nominal: Nominal) -> range:
     """Seeds of rivals on a profile: those of the bars where steps are long."""
-    return effort.bars if _step_s(nominal) > LONG_STEP_S else effort.rivals
+    return effort.bars if step_s(nominal) > LONG_STEP_S else effort.rivals
 
 
-def span(effort: Effort, scene: Scene) -> dict[str, Any]:
-    """Warm-up and duration of an open-loop run, as fields of a scenario; at least half of a user's regime is measured.
+def timing(effort: Effort, scene: Scene, planner: str) -> dict[str, Any]:
+    """Warm-up and duration of a run, as fields of a scenario; at least half of a user's regime is measured.
 
-    What is measured starts with empty engines.
+    Users ask from the first second on, whoever plans: they are the same requests in the measure then. What is measured of an open
+    loop starts with empty engines, and for planners that learn nothing one pattern is warm-up enough.
     """
-    if scene.own_s:
-        return {"warm_up_s": min(effort.warm_up_s, scene.own_s / 2), "duration_s": scene.own_s, "starts_empty": True}
-    return {"warm_up_s": effort.warm_up_s, "duration_s": effort.warm_up_s + scene.measured_s, "starts_empty": True}
+    if scene.workload.user_counts() and not scene.own_s:
+        return after_learning(effort, scene.nominal, scene.measured_s)
+    warm_up_s = min(effort.warm_up_s, scene.own_s / 2) if scene.own_s else effort.warm_up_s
+    fields = {"warm_up_s": warm_up_s, "duration_s": scene.own_s or warm_up_s + scene.measured_s, "starts_empty": True}
+    if learns(planner):
+        return fields
+    return fields | {"asked_from_s": max(warm_up_s - pattern_s(effort, scene.nominal), 0.0)}
 
 
-def static_span(effort: Effort, scene: Scene) -> dict[str, Any]:
-    """The same for planners that learn nothing: one pattern is warm-up enough."""
-    whole = span(effort, scene)
-    return whole | {"asked_from_s": max(whole["warm_up_s"] - pattern_s(effort, scene.nominal), 0.0)}
+def after_learning(effort: Effort, nominal: Nominal, measured_s: float) -> dict[str, Any]:
+    """Warm-up and duration of a run that measures what a fleet does that has learned."""
+    warm_up_s = learn_s(effort, nominal)
+    return {"warm_up_s": warm_up_s, "duration_s": warm_up_s + measured_s}
 
 
 def learn_s(effort: Effort, nominal: Nominal) -> float:
     """Virtual seconds that a fleet gets to learn: some steps at least, where steps are long."""
-    return max(effort.learn_s, MANY_STEPS * _step_s(nominal))
+    return max(effort.learn_s, MANY_STEPS * step_s(nominal))
 
 
-def _step_s(nominal: Nominal) -> float:
+def step_s(nominal: Nominal) -> float:
     """Seconds of a step of an engine that is a quarter full."""
     rows = nominal.max_rows // 4 or 1
     return nominal.step_seconds(rows, nominal.best_length(rows))
@@ -134,7 +139,7 @@ def _measured_scene(effort: Effort, nominal: Nominal, load: str, replicas: int) 
     """A profile under one of loads.LOADS for an open loop: as many patterns are measured as bring many steps and requests."""
     one_s = pattern_s(effort, nominal)
     requests = _requests(open_load(load, nominal, 1, one_s, one_s))
-    measured_s = one_s * max(math.ceil(MANY_STEPS * _step_s(nominal) / one_s), math.ceil(LEAST_REQUESTS / requests))
+    measured_s = one_s * max(math.ceil(MANY_STEPS * step_s(nominal) / one_s), math.ceil(LEAST_REQUESTS / requests))
     scene = named_scene(effort, nominal, load, replicas, effort.warm_up_s + measured_s)
     return replace(scene, measured_s=measured_s)
 
@@ -150,6 +155,17 @@ def open_scene(nominal: Nominal, name: str, regime: Regime, replicas: int) -> Sc
 def _requests(regime: Regime) -> float:
     """How many a regime's phases ask, on average."""
     return sum(phase.duration_s * _mean_rate(phase) for phase in regime.phases)
+
+
+def poisson_scene(effort: Effort, nominal: Nominal, name: str, requests_per_s: float, measured_s: float) -> Scene:
+    """An open loop of constant load on one engine, measured after the warm-up."""
+    regime = Regime((Phase("poisson", effort.warm_up_s + measured_s, requests_per_s=requests_per_s),))
+    return replace(open_scene(nominal, name, regime, 1), measured_s=measured_s)
+
+
+def held_scene(effort: Effort, nominal: Nominal, rows: int, replicas: int, measured_s: float) -> Scene:
+    """A closed loop that is measured once a fleet has learned."""
+    return replace(closed_scene(nominal, rows, replicas, learn_s(effort, nominal) + measured_s), measured_s=measured_s)
 
 
 def closed_scene(nominal: Nominal, rows: int, replicas: int, duration_s: float) -> Scene:

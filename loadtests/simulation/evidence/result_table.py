@@ -25,12 +25,11 @@ STYLES: Final = {"MISSED": "bold red", "reached": "green"}
 
 
 def rich_table(grid: Grid, skip: Iterable[str] = ()) -> Table:
-    """A grid for the terminal, without the columns named in `skip`. Text columns are those whose first row is no number."""
+    """A grid for the terminal, without the columns named in `skip`."""
     shown = [place for place, column in enumerate(grid.columns) if column not in set(skip)]
     table = Table(title=grid.title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for place in shown:
-        is_text = any(row[place][:1].isalpha() for row in grid.rows)
-        table.add_column(grid.columns[place], justify="left" if is_text else "right", overflow="fold")
+        table.add_column(grid.columns[place], justify="left" if grid.has_text[place] else "right", overflow="fold")
     for row in grid.rows:
         table.add_row(*(row[place] for place in shown), style=next((STYLES[cell] for cell in row if cell in STYLES), None))
     return table

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from nightjar.loadtests.load.rows import RowsError
+from nightjar.loadtests.load.rows import RowsError, read_records
 from nightjar.loadtests.simulation.profiles import Mechanics
-from nightjar.policy.wire.record import Identifier, Record, describe_validation_error
+from nightjar.policy.wire.record import Identifier, Record
 
 __all__ = ["RowsError", "RunRow", "failures", "read_rows", "write_rows"]
 
@@ -72,15 +72,7 @@ def write_rows(path: Path, rows: Iterable[RunRow]) -> None:
 
 def read_rows(path: Path) -> tuple[RunRow, ...]:
     """Every row of a file, in its order. Raises RowsError naming the line; a missing file raises OSError."""
-    rows: list[RunRow] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line:
-            continue
-        try:
-            rows.append(RunRow.model_validate_json(line))
-        except ValidationError as error:
-            raise RowsError(f"{path}:{number} is no row of a simulated run: {describe_validation_error(error)}") from error
-    return tuple(rows)
+    return read_records(path, RunRow, "row of a simulated run", RowsError)
 
 
 def failures(rows: Sequence[RunRow]) -> list[RunRow]:

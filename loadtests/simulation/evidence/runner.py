@@ -15,7 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import process_time
 from typing import Final, Protocol
 
@@ -34,6 +34,14 @@ class Outcome:
     measures: dict[str, float]
     series: dict[str, tuple[float, ...]] = field(default_factory=dict)
     steps: int = 0
+
+    def with_measures(self, **measures: float) -> Outcome:
+        """The outcome with more measures."""
+        return replace(self, measures={**self.measures, **measures})
+
+    def with_series(self, **series: tuple[float, ...]) -> Outcome:
+        """The outcome with more series."""
+        return replace(self, series={**self.series, **series})
 
 
 class Job(Protocol):

@@ -7,15 +7,13 @@ finer ones. All planners meet the same requests.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
-from nightjar.loadtests.load.regimes import Phase, Regime
-from nightjar.loadtests.simulation.campaign.contestants import TABLE, Contestant, learns
+from nightjar.loadtests.simulation.campaign.contestants import TABLE, Contestant
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.campaign.measures import under_target
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
-from nightjar.loadtests.simulation.campaign.scenes import Scene, cell, nominal_of, open_scene, pattern_s, span, static_span
+from nightjar.loadtests.simulation.campaign.scenes import Scene, cell, nominal_of, pattern_s, poisson_scene, timing
 from nightjar.loadtests.simulation.evidence.goodput_table import KIND, highest_kept, points
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
@@ -56,9 +54,9 @@ def _runs(choice: Choice, nominal: Nominal, percent: int, planner: str) -> list[
     if not choice.wants(planner):
         return []
     scene = _scene(choice, nominal, percent)
-    timing = (span if learns(planner) else static_span)(choice.effort, scene)
+    when = timing(choice.effort, scene, planner)
     return [
-        cell(KIND, scene, Contestant(planner), seed, under_target, variant=str(choice.goodput or ""), **timing)
+        cell(KIND, scene, Contestant(planner), seed, under_target, variant=str(choice.goodput or ""), **when)
         for seed in choice.effort.rivals
     ]
 
@@ -66,8 +64,7 @@ def _runs(choice: Choice, nominal: Nominal, percent: int, planner: str) -> list[
 def _scene(choice: Choice, nominal: Nominal, percent: int) -> Scene:
     rate = percent / 100 * nominal.capacity
     measured_s = max(pattern_s(choice.effort, nominal), LEAST_REQUESTS / rate)
-    regime = Regime((Phase("poisson", choice.effort.warm_up_s + measured_s, requests_per_s=rate),))
-    return replace(open_scene(nominal, _name(percent), regime, 1), measured_s=measured_s)
+    return poisson_scene(choice.effort, nominal, _name(percent), rate, measured_s)
 
 
 def _name(percent: int) -> str:

@@ -7,11 +7,9 @@ set the profile's limit (evidence/limit_bars.py), and the fleet runs again with 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
-from nightjar.loadtests.load.regimes import Phase, Regime
-from nightjar.loadtests.simulation.campaign.contestants import Contestant, learns
+from nightjar.loadtests.simulation.campaign.contestants import Contestant
 from nightjar.loadtests.simulation.campaign.efforts import Effort
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.campaign.measures import basic
@@ -21,13 +19,12 @@ from nightjar.loadtests.simulation.campaign.scenes import (
     MANY_STEPS,
     Scene,
     cell,
-    closed_scene,
-    learn_s,
+    held_scene,
     nominal_of,
-    open_scene,
     pattern_s,
-    span,
-    static_span,
+    poisson_scene,
+    step_s,
+    timing,
 )
 from nightjar.loadtests.simulation.evidence.limit_bars import LIMIT, WITHIN, limits_s
 from nightjar.loadtests.simulation.evidence.rows import RunRow
@@ -49,37 +46,22 @@ def scenes(choice: Choice) -> list[Scene]:
 
 def _scenes(effort: Effort, nominal: Nominal) -> list[Scene]:
     held_rows = sorted({max(round(share * nominal.crossover_rows), 1) for share in HELD_SHARES})
-    rates = {share: share * nominal.capacity for share in OPEN_SHARES}
-    opened = []
-    for share, rate in rates.items():
-        measured_s = max(_measured_s(effort, nominal), LEAST_REQUESTS / rate)
-        regime = Regime((Phase("poisson", effort.warm_up_s + measured_s, requests_per_s=rate),))
-        opened.append(replace(open_scene(nominal, f"poisson {share:.0%}", regime, 1), measured_s=measured_s))
-    measured_s = _measured_s(effort, nominal)
-    held = [closed_scene(nominal, rows, 1, learn_s(effort, nominal) + measured_s) for rows in held_rows]
-    return [*(replace(scene, measured_s=measured_s) for scene in held), *opened]
-
-
-def _measured_s(effort: Effort, nominal: Nominal) -> float:
-    rows = nominal.max_rows // 4 or 1
-    return max(pattern_s(effort, nominal), MANY_STEPS * nominal.step_seconds(rows, nominal.best_length(rows)))
+    least_s = max(pattern_s(effort, nominal), MANY_STEPS * step_s(nominal))
+    scenes = [held_scene(effort, nominal, rows, 1, least_s) for rows in held_rows]
+    for share in OPEN_SHARES:
+        rate = share * nominal.capacity
+        scenes.append(poisson_scene(effort, nominal, f"poisson {share:.0%}", rate, max(least_s, LEAST_REQUESTS / rate)))
+    return scenes
 
 
 def _run(choice: Choice, scene: Scene, planner: str, variant: str = "", settings: Mapping[str, object] | None = None) -> list[Cell]:
     if not choice.wants(planner):
         return []
-    timing = _span(choice.effort, scene, planner)
+    when = timing(choice.effort, scene, planner)
     return [
-        cell(LIMIT, scene, Contestant(planner), seed, basic, variant=variant, settings=settings, **timing)
+        cell(LIMIT, scene, Contestant(planner), seed, basic, variant=variant, settings=settings, **when)
         for seed in choice.effort.rivals
     ]
-
-
-def _span(effort: Effort, scene: Scene, planner: str) -> dict[str, Any]:
-    if scene.workload.user_counts():
-        warm_up_s = learn_s(effort, scene.nominal)
-        return {"warm_up_s": warm_up_s, "duration_s": warm_up_s + scene.measured_s}
-    return (span if learns(planner) else static_span)(effort, scene)
 
 
 def _free(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:

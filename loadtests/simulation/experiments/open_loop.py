@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from nightjar.loadtests.simulation.campaign.contestants import RETUNED_TABLE, RIVALS, Contestant, learns, static_names
+from nightjar.loadtests.simulation.campaign.contestants import RETUNED_TABLE, RIVALS, Contestant, static_names
 from nightjar.loadtests.simulation.campaign.efforts import Effort
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.campaign.measures import basic, with_k
@@ -27,8 +27,7 @@ from nightjar.loadtests.simulation.campaign.scenes import (
     nominal_of,
     open_scenes,
     rival_seeds,
-    span,
-    static_span,
+    timing,
 )
 from nightjar.loadtests.simulation.evidence.bar_list import CHANGING_TEXTS, PICK, best_static
 from nightjar.loadtests.simulation.evidence.rows import RunRow
@@ -53,14 +52,7 @@ def picking(choice: Choice, scenes: Sequence[Scene]) -> list[Cell]:
     """Every static planner at every place, on seeds that no bar uses; where other texts come, a table tuned for them, too."""
     effort = choice.effort
     return [
-        cell(
-            PICK,
-            scene,
-            Contestant(planner),
-            seed,
-            basic,
-            **static_span(effort, scene),
-        )
+        cell(PICK, scene, Contestant(planner), seed, basic, **timing(effort, scene, planner))
         for scene in scenes
         for planner in (*static_names(scene.nominal), *([RETUNED_TABLE] if scene.acceptance != 1.0 else []))
         if choice.wants(planner)
@@ -125,7 +117,7 @@ def _open(choice: Choice, scene: Scene, contestant: Contestant, seeds: Sequence[
                 contestant,
                 seed,
                 with_k if shown else basic,
-                **(span if learns(contestant.name) else static_span)(effort, scene),
+                **timing(effort, scene, contestant.name),
                 series=shown,
             )
         )

@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from nightjar.loadtests.simulation.campaign.contestants import Contestant
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.campaign.measures import learning, newcomer
-from nightjar.loadtests.simulation.campaign.scenes import Scene, cell, closed_scene, learn_s, named_scene, nominal_of
+from nightjar.loadtests.simulation.campaign.scenes import (
+    Scene,
+    after_learning,
+    cell,
+    closed_scene,
+    learn_s,
+    named_scene,
+    nominal_of,
+)
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.planner_names import FLEET
@@ -65,10 +73,9 @@ def newcomers(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
             Contestant(FLEET),
             seed,
             newcomer,
-            duration_s=learn_s(effort, nominal) + NEWCOMER_S,
-            warm_up_s=learn_s(effort, nominal),
             events=(ReplicaJoins(learn_s(effort, nominal)),),
             track_regret=True,
+            **after_learning(effort, nominal, NEWCOMER_S),
         )
         for nominal in map(nominal_of, choice.few(3))
         if choice.wants(FLEET)

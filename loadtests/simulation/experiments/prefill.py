@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
-from nightjar.loadtests.load.regimes import Phase, Regime
-from nightjar.loadtests.simulation.campaign.contestants import Contestant, learns
+from nightjar.loadtests.simulation.campaign.contestants import Contestant
 from nightjar.loadtests.simulation.campaign.efforts import Effort
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment, dataset_of
 from nightjar.loadtests.simulation.campaign.measures import basic
@@ -25,13 +24,12 @@ from nightjar.loadtests.simulation.campaign.scenes import (
     MANY_STEPS,
     Scene,
     cell,
-    closed_scene,
-    learn_s,
+    held_scene,
     nominal_of,
-    open_scene,
     pattern_s,
-    span,
-    static_span,
+    poisson_scene,
+    step_s,
+    timing,
 )
 from nightjar.loadtests.simulation.evidence.prefill_bars import (
     PREFILL,
@@ -73,35 +71,22 @@ def _traffic(profile: Profile) -> tuple[Traffic, ...]:
 def _scenes(effort: Effort, nominal: Nominal) -> list[Scene]:
     rows, name = max(round(HELD_SHARE * nominal.max_rows), 1), nominal.dataset.name
     rate = OPEN_SHARE * nominal.capacity
-    open_s = _measured_s(effort, nominal, rate)
-    held_s = _measured_s(effort, nominal, nominal.requests_per_s(rows))
-    regime = Regime((Phase("poisson", effort.warm_up_s + open_s, requests_per_s=rate),))
-    opened = open_scene(nominal, f"{name} {OPEN_SHARE:.0%}", regime, 1)
-    held = closed_scene(nominal, rows, 1, learn_s(effort, nominal) + held_s)
-    return [replace(opened, measured_s=open_s), replace(held, load=f"{name} {held.load}", measured_s=held_s)]
+    opened = poisson_scene(effort, nominal, f"{name} {OPEN_SHARE:.0%}", rate, _measured_s(effort, nominal, rate))
+    held = held_scene(effort, nominal, rows, 1, _measured_s(effort, nominal, nominal.requests_per_s(rows)))
+    return [opened, replace(held, load=f"{name} {held.load}")]
 
 
 def _measured_s(effort: Effort, nominal: Nominal, requests_per_s: float) -> float:
-    rows = nominal.max_rows // 4 or 1
-    step_s = nominal.step_seconds(rows, nominal.best_length(rows))
-    return max(pattern_s(effort, nominal), MANY_STEPS * step_s, effort.long_prompts / requests_per_s)
+    return max(pattern_s(effort, nominal), MANY_STEPS * step_s(nominal), effort.long_prompts / requests_per_s)
 
 
 def _runs(choice: Choice, kind: str, scene: Scene, planners: Iterable[str], seeds: Sequence[int]) -> list[Cell]:
     return [
-        cell(kind, scene, Contestant(planner), seed, basic, **_span(choice.effort, scene, planner))
+        cell(kind, scene, Contestant(planner), seed, basic, **timing(choice.effort, scene, planner))
         for planner in planners
         if choice.wants(planner)
         for seed in seeds
     ]
-
-
-def _span(effort: Effort, scene: Scene, planner: str) -> dict[str, Any]:
-    """Users ask from the first second on, whoever plans: they are the same requests in the measure then."""
-    if scene.workload.user_counts():
-        warm_up_s = learn_s(effort, scene.nominal)
-        return {"warm_up_s": warm_up_s, "duration_s": warm_up_s + scene.measured_s}
-    return (span if learns(planner) else static_span)(effort, scene)
 
 
 def _picking(choice: Choice, scene: Scene, planners: Iterable[str]) -> list[Cell]:

@@ -14,7 +14,7 @@ from nightjar.loadtests.simulation.campaign.contestants import Contestant
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.campaign.measures import basic
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
-from nightjar.loadtests.simulation.campaign.scenes import Scene, cell, closed_scene, learn_s, nominal_of
+from nightjar.loadtests.simulation.campaign.scenes import Scene, cell, held_scene, nominal_of, timing
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF, ORACLE
@@ -33,15 +33,10 @@ def batches(nominal: Nominal) -> list[int]:
     return sorted({min(max(rows, 1), full) for rows in (1, 4, cross // 2, round(1.5 * cross), full)})
 
 
-def duration_s(choice: Choice, nominal: Nominal) -> float:
-    """Virtual seconds of a run."""
-    return learn_s(choice.effort, nominal) + choice.effort.steady_s
-
-
 def scenes(choice: Choice) -> list[Scene]:
     """Every chosen profile at every batch."""
     return [
-        closed_scene(nominal, rows, max(LEAST_REPLICAS, math.ceil(LEAST_USERS / rows)), duration_s(choice, nominal))
+        held_scene(choice.effort, nominal, rows, max(LEAST_REPLICAS, math.ceil(LEAST_USERS / rows)), choice.effort.steady_s)
         for nominal in map(nominal_of, choice.profiles)
         for rows in batches(nominal)
     ]
@@ -57,10 +52,9 @@ def runs(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
             Contestant(planner),
             seed,
             basic,
-            duration_s=duration_s(choice, scene.nominal),
-            warm_up_s=learn_s(choice.effort, scene.nominal),
             router="sticky",
             track_regret=planner == FLEET,
+            **timing(effort, scene, planner),
         )
         for scene in scenes(choice)
         for planner in (FLEET, ORACLE, OFF)

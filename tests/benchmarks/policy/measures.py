@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from nightjar.loadtests.simulation.campaign.measures import basic, settled, with_series
+from nightjar.loadtests.simulation.campaign.measures import basic, settled
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.evidence.runner import Outcome
 from nightjar.loadtests.simulation.service.results import RunResult
@@ -21,14 +21,12 @@ def honest(scenario: Scenario, result: RunResult) -> Outcome:
     """What the replicas but the last are expected to have given, as a share of what the best K gives."""
     expected = math.fsum(replica.totals.expected_tokens for replica in result.replicas[:-1])
     best = math.fsum(replica.totals.best_tokens for replica in result.replicas[:-1])
-    outcome = basic(scenario, result)
-    return Outcome({**outcome.measures, "others_share": expected / best}, outcome.series, outcome.steps)
+    return basic(scenario, result).with_measures(others_share=expected / best)
 
 
 def storm(scenario: Scenario, result: RunResult) -> Outcome:
     """The service's tokens and restarting replicas, second by second from the fall of the load (the end of the warm-up) on."""
-    return with_series(
-        basic(scenario, result),
+    return basic(scenario, result).with_series(
         tokens=tuple(round(second.totals.tokens, 1) for second in result.seconds),
         catching_up=tuple(float(second.restarting) for second in result.seconds),
     )
@@ -36,9 +34,8 @@ def storm(scenario: Scenario, result: RunResult) -> Outcome:
 
 def drift(scenario: Scenario, result: RunResult) -> Outcome:
     """Seconds from the drift (the end of the warm-up) until the fleet is back at 0.95 of the oracle for good."""
-    outcome = with_series(basic(scenario, result), mean_k=tuple(s.totals.mean_num_speculative_tokens for s in result.seconds))
-    recovery_s = float(settled(result.seconds, BACK))
-    return Outcome({**outcome.measures, "recovery_s": recovery_s}, outcome.series, outcome.steps)
+    lengths = tuple(second.totals.mean_num_speculative_tokens for second in result.seconds)
+    return basic(scenario, result).with_measures(recovery_s=float(settled(result.seconds, BACK))).with_series(mean_k=lengths)
 
 
 def plan(scenario: Scenario, result: RunResult) -> Outcome:
@@ -53,8 +50,7 @@ def plan(scenario: Scenario, result: RunResult) -> Outcome:
         return tuple(nominal.goodput(rows, length) for rows, length in zip(middles, lengths, strict=False))
 
     runs, without = first.plan or (), first.plan_without_liar or ()
-    return with_series(
-        basic(scenario, result),
+    return basic(scenario, result).with_series(
         plan=tuple(map(float, runs)),
         plan_without_liar=tuple(map(float, without)),
         true_tokens_per_s=gives(runs),

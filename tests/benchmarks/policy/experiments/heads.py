@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from nightjar.loadtests.simulation.campaign.contestants import TABLE, Contestant, learns
+from nightjar.loadtests.simulation.campaign.contestants import TABLE, Contestant
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.campaign.measures import basic
-from nightjar.loadtests.simulation.campaign.scenes import cell, open_scenes, span, static_span
+from nightjar.loadtests.simulation.campaign.scenes import cell, open_scenes, timing
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF
@@ -25,14 +25,7 @@ def runs(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
     """Fleet, table and off on each kind of mechanics, for the profiles of heads that were chosen."""
     scenes = open_scenes(choice, loads=[name for name in choice.loads if name in LOADS])
     return [
-        cell(
-            "heads",
-            scene,
-            contestant,
-            seed,
-            basic,
-            **(span if learns(contestant.name) else static_span)(choice.effort, scene),
-        )
+        cell("heads", scene, contestant, seed, basic, **timing(choice.effort, scene, planner))
         for scene in scenes
         if scene.nominal.profile.drafter.off is Mechanics.KV
         for planner in (FLEET, TABLE, OFF)

@@ -8,7 +8,7 @@ from typing import Final
 from nightjar.loadtests.simulation.campaign.contestants import Contestant
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.campaign.measures import basic
-from nightjar.loadtests.simulation.campaign.scenes import cell, closed_scene, learn_s, named_scene, nominal_of
+from nightjar.loadtests.simulation.campaign.scenes import after_learning, cell, held_scene, learn_s, named_scene, nominal_of
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.planner_names import FLEET, NIGHTJAR
@@ -40,16 +40,15 @@ def drifts(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
     return [
         cell(
             "drift",
-            closed_scene(nominal, max(nominal.crossover_rows // 2, 1), DRIFT_REPLICAS, learn_s(effort, nominal) + effort.drift_s),
+            held_scene(effort, nominal, max(nominal.crossover_rows // 2, 1), DRIFT_REPLICAS, effort.drift_s),
             Contestant(planner),
             seed,
             drift,
-            duration_s=learn_s(effort, nominal) + effort.drift_s,
-            warm_up_s=learn_s(effort, nominal),
             router="sticky",
             events=(AcceptanceScaled(learn_s(effort, nominal), DRIFT_FACTOR),),
             series=True,
             track_regret=True,
+            **after_learning(effort, nominal, effort.drift_s),
         )
         for nominal in map(nominal_of, choice.profiles)
         for planner in (FLEET, NIGHTJAR, "turbospec")

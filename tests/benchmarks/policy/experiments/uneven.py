@@ -12,7 +12,7 @@ from typing import Any, Final
 from nightjar.loadtests.simulation.campaign.contestants import Contestant
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
 from nightjar.loadtests.simulation.campaign.measures import basic
-from nightjar.loadtests.simulation.campaign.scenes import cell, closed_scene, learn_s, nominal_of
+from nightjar.loadtests.simulation.campaign.scenes import after_learning, cell, held_scene, nominal_of
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF, ORACLE
@@ -39,15 +39,14 @@ def runs(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
     return [
         cell(
             "uneven",
-            closed_scene(nominal, max(nominal.crossover_rows // 2, 1), REPLICAS, learn_s(effort, nominal) + effort.steady_s),
+            held_scene(effort, nominal, max(nominal.crossover_rows // 2, 1), REPLICAS, effort.steady_s),
             Contestant(planner),
             seed,
             basic,
-            duration_s=learn_s(effort, nominal) + effort.steady_s,
-            warm_up_s=learn_s(effort, nominal),
             variant=kind,
             router="sticky",
             track_regret=planner == FLEET,
+            **after_learning(effort, nominal, effort.steady_s),
             **fields,
         )
         for nominal in map(nominal_of, choice.few(2))

@@ -299,7 +299,7 @@ def test_a_profile_with_fewer_than_three_loads_counts_as_one_that_does_not_keep_
 
 
 def test_the_limit_comes_from_off_at_its_heaviest_load_and_the_fleet_runs_again_with_it_on_the_same_seeds() -> None:
-    choice = replace(LIMIT_CHOICE, effort=replace(QUICK, rival_seeds=2))
+    choice = replace(LIMIT_CHOICE, effort=replace(QUICK, rivals=range(2)))
     free, again = STEP_LIMIT.waves
     loads = {cell.load for cell in free(choice, ())}
     assert len(loads) == 5

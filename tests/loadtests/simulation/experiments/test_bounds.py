@@ -27,12 +27,12 @@ pytestmark = pytest.mark.heavy
 PROFILE = "cpu-smollm2"
 SEEDS = 4
 """Where a bound is the bar's own: a single seed scatters by a percent at one batch size."""
-EFFORT = replace(BENCH, pick_seeds=1, storm_replicas=32, storm_profiles=1)
+EFFORT = replace(BENCH, picks=BENCH.picks[:1], storm_replicas=32, storm_profiles=1)
 
 
 def ran(experiment: str, *loads: str, seeds: int = 1, only: Callable[[Cell], bool] = lambda _: True) -> list[RunRow]:
     """Rows of an experiment's runs that are wanted, wave by wave."""
-    choice = Choice((read_profile(PROFILE),), loads, replace(EFFORT, bar_seeds=seeds, storm_seeds=seeds))
+    choice = Choice((read_profile(PROFILE),), loads, replace(EFFORT, bars=range(seeds), storms=range(seeds)))
     rows: list[RunRow] = []
     for wave in SUITE.experiments[experiment].waves:
         rows += run_cells([cell for cell in without_repeats(wave(choice, rows)) if only(cell)], jobs=1)

@@ -15,11 +15,12 @@ from nightjar.loadtests.simulation.campaign.efforts import BENCH, QUICK
 from nightjar.loadtests.simulation.campaign.experiment import Choice
 from nightjar.loadtests.simulation.campaign.loads import LOADS
 from nightjar.loadtests.simulation.campaign.measures import Simulate, settled
-from nightjar.loadtests.simulation.campaign.scenes import nominal_of, open_scenes, pattern_s, span
+from nightjar.loadtests.simulation.campaign.scenes import nominal_of, open_scenes, pattern_s, timing
 from nightjar.loadtests.simulation.evidence.bar_list import PICK, compute_bars
 from nightjar.loadtests.simulation.evidence.prefill_bars import PREFILL_PICK
 from nightjar.loadtests.simulation.evidence.runner import Cell, run_cell
 from nightjar.loadtests.simulation.experiments.ablation import PARTS, Part, Without
+from nightjar.loadtests.simulation.planner_names import FLEET
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, read_profile
 from nightjar.loadtests.simulation.service.results import Second, Totals
 from nightjar.loadtests.simulation.service.scenario import AcceptanceScaled
@@ -29,7 +30,7 @@ from nightjar.policy.wire.operator import OperatorSettings
 from tests.benchmarks.policy.suite import SUITE
 
 EXPERIMENTS = SUITE.experiments
-CHOICE = Choice(tuple(map(read_profile, ("qwen-7b-0.5b-rtx4090", "llama-8b-eagle"))), tuple(LOADS), replace(QUICK, bar_seeds=1))
+CHOICE = Choice(tuple(map(read_profile, ("qwen-7b-0.5b-rtx4090", "llama-8b-eagle"))), tuple(LOADS), replace(QUICK, bars=range(1)))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_every_profile_meets_every_load_for_as_long_as_its_run() -> None:
     }
     for scene in scenes:
         assert isinstance(scene.workload.load, Regime)
-        assert scene.workload.load.duration_s >= span(CHOICE.effort, scene)["duration_s"] - 1e-6
+        assert scene.workload.load.duration_s >= timing(CHOICE.effort, scene, FLEET)["duration_s"] - 1e-6
 
 
 @pytest.mark.heavy
@@ -92,7 +93,7 @@ def test_whole_patterns_are_measured_and_enough_of_them_for_sixty_requests_and_a
 
 
 def test_who_learns_nothing_meets_the_same_requests_in_what_is_measured_after_a_shorter_warm_up() -> None:
-    choice = replace(CHOICE, profiles=(read_profile("cpu-smollm2"),), loads=("surge",), effort=replace(BENCH, bar_seeds=1))
+    choice = replace(CHOICE, profiles=(read_profile("cpu-smollm2"),), loads=("surge",), effort=replace(BENCH, bars=range(1)))
     runs = [cell for name in ("open-loop", "rivals") for wave in EXPERIMENTS[name].waves for cell in wave(choice, ())]
     mine = {run.planner: job(run).scenario for run in runs if run.kind == "open_loop"}
     assert {who for who, scenario in mine.items() if scenario.asked_from_s} == {"off", "fixed-3", "tensorrt-llm", "vllm-table"}
@@ -129,7 +130,7 @@ def test_other_texts_are_as_hard_for_everybody_and_a_table_that_was_tuned_for_th
 
 
 def test_texts_change_for_everybody_at_the_same_seconds_and_one_turn_of_either_is_measured() -> None:
-    choice = replace(CHOICE, effort=replace(QUICK, bar_seeds=1, warm_up_s=60.0, turn_s=120.0))
+    choice = replace(CHOICE, effort=replace(QUICK, bars=range(1), warm_up_s=60.0, turn_s=120.0))
     runs = [cell for wave in EXPERIMENTS["changing-texts"].waves for cell in wave(choice, ())]
     assert {"fleet", "oracle", "nightjar", "turbospec", "vllm-table", "retuned-table", "off", "fixed-3"} <= {
         run.planner for run in runs

@@ -93,7 +93,7 @@ def test_the_highest_load_is_the_last_up_to_which_the_mean_of_all_seeds_was_kept
 
 
 def choice(**changes: object) -> Choice:
-    return replace(Choice((PROFILE,), (), replace(QUICK, rival_seeds=1), planners=frozenset({"off"}), goodput=TARGET), **changes)  # type: ignore[arg-type]
+    return replace(Choice((PROFILE,), (), replace(QUICK, rivals=range(1)), planners=frozenset({"off"}), goodput=TARGET), **changes)  # type: ignore[arg-type]
 
 
 def loads(cells: list[Cell]) -> list[str]:

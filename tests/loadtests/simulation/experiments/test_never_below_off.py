@@ -15,9 +15,9 @@ from nightjar.loadtests.simulation.campaign.contestants import Contestant
 from nightjar.loadtests.simulation.campaign.efforts import BENCH
 from nightjar.loadtests.simulation.campaign.experiment import Choice
 from nightjar.loadtests.simulation.campaign.measures import basic
-from nightjar.loadtests.simulation.campaign.scenes import Scene, cell, learn_s
+from nightjar.loadtests.simulation.campaign.scenes import Scene, cell, timing
 from nightjar.loadtests.simulation.evidence.runner import run_cells
-from nightjar.loadtests.simulation.experiments.steady import duration_s, scenes
+from nightjar.loadtests.simulation.experiments.steady import scenes
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, read_profile
 
@@ -35,10 +35,8 @@ def fullest(profile: str) -> tuple[Choice, list[Scene]]:
 
 def over_off(choice: Choice, scene: Scene, planner: str) -> float:
     """Tokens a second of a planner over those of off, after the time that the fleet gets to learn; all seeds together."""
-    warm_up_s = learn_s(choice.effort, scene.nominal)
-    until_s = duration_s(choice, scene.nominal)
     cells = [
-        cell("steady", scene, Contestant(name), seed, basic, duration_s=until_s, warm_up_s=warm_up_s, router="sticky")
+        cell("steady", scene, Contestant(name), seed, basic, router="sticky", **timing(choice.effort, scene, name))
         for name in (planner, OFF)
         for seed in range(SEEDS)
     ]
