@@ -232,13 +232,13 @@ bench-latency: $(INSTALLED) ## what users wait for under bursts of long prompts,
 	$(BIN)/python -m tests.benchmarks.latency $(ARGS)
 
 bench-scale: $(INSTALLED) ## decision time and memory of the policy for thousands of replicas
-	$(BIN)/python -m tests.benchmarks.bench_scale $(ARGS)
+	$(BIN)/python -m tests.benchmarks.scale.bench_scale $(ARGS)
 
 bench-shards: $(INSTALLED) ## what one policy carries, and 10,000 replicas under one, four and sixteen
-	$(BIN)/python -m tests.benchmarks.bench_shards $(ARGS)
+	$(BIN)/python -m tests.benchmarks.scale.bench_shards $(ARGS)
 
 bench-health: $(INSTALLED) ## how long an operator's write takes beside many who ask for health and status, with 1,000 replicas (under two minutes)
-	$(QUIET) $(BIN)/python -m tests.benchmarks.bench_health $(ARGS)
+	$(QUIET) $(BIN)/python -m tests.benchmarks.scale.bench_health $(ARGS)
 
 bench-model: $(INSTALLED) ## the planner's model of step times against simpler ones
 	$(BIN)/python -m tests.benchmarks.bench_model $(ARGS)
@@ -253,7 +253,7 @@ bench-load: $(BENCH_INSTALLED) ## our load generator against vllm bench serve, o
 	$(QUIET) $(BIN)/python -m tests.benchmarks.load $(ARGS)
 
 status-times: $(INSTALLED) ## how soon nightjar status and the page answer beside two engines under full load (five minutes)
-	$(BIN)/python -m tests.benchmarks.status_times $(ARGS)
+	$(BIN)/python -m tests.benchmarks.scale.status_times $(ARGS)
 
 HOST ?= http://127.0.0.1:8000
 TRACE_FILES = $(if $(TRACE),,$(error TRACE is needed: make load-trace TRACE=requests.csv PROMPTS=texts.jsonl))--trace $(TRACE) $(if $(PROMPTS),--prompts $(PROMPTS))

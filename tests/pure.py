@@ -17,7 +17,7 @@ import pytest
 MODULES: Final = ("vllm", "torch", "ray")
 """Absent from a pure environment."""
 NEEDS: Final[Mapping[str, str]] = {
-    "tests/benchmarks/test_live_statistics.py": "ray",
+    "tests/benchmarks/live/test_live_statistics.py": "ray",
     "tests/chaos/test_chaos.py": "ray",
     "tests/cluster/dashboards/test_alerts.py": "promtool",
     "tests/cluster/dashboards/test_boards.py::test_serve_exports_the_names_and_labels_that_are_used": "ray",

@@ -25,6 +25,7 @@ import typer
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.campaign.scenes import nominal_of
 from nightjar.loadtests.simulation.evidence.bars import Bar, StrictOption
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, read_profile
 from nightjar.policy.evidence import step_time
 from nightjar.policy.evidence.cells import Cell, CellEvidence
@@ -183,7 +184,7 @@ def judge(scores: Sequence[Score]) -> Outcome:
             _bar(scores, count, "error", "root mean square error of the planner's model: log step time over K = 0's"),
         ]
     title = "Error of log step time over K = 0's, and share of goodput lost by what it makes one run"
-    outcome.tables.append((title, ("model", "measured cells", *PROFILE_NAMES, "mean"), lines))
+    outcome.tables.append(Grid(title, ("model", "measured cells", *PROFILE_NAMES, "mean"), lines))
     return outcome
 
 

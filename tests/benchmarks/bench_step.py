@@ -25,6 +25,7 @@ from rich.progress import track
 from nightjar.loadtests.arms.statistics import RESAMPLES, Interval, interval_of_resamples
 from nightjar.loadtests.report.machine import Effort
 from nightjar.loadtests.simulation.evidence.bars import Bar, StrictOption
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun
 from tests.policy.step.steering_settings import settings, table
@@ -116,7 +117,7 @@ def judge(rows: Mapping[int, Sequence[Mapping[str, float]]], seed: int) -> Outco
     outcome = Outcome()
     outcome.rows["steps"] = [dict(row) for measured in rows.values() for row in measured]
     columns = [*(f"{hook.lstrip('_')}_us" for hook in HOOKS), "hooks_us", "stock_us", "steered_us"]
-    lines: list[Sequence[str]] = []
+    lines = []
     for batch_size, measured in rows.items():
         medians = {column: statistics.median(row[column] for row in measured) for column in columns}
         added = [row["steered_us"] - row["stock_us"] for row in measured]
@@ -143,7 +144,7 @@ def judge(rows: Mapping[int, Sequence[Mapping[str, float]]], seed: int) -> Outco
             f"{bar.limit:.1f}",
         ])  # fmt: skip
     heading = ("batch", *(column.removesuffix("_us").replace("_", " ") for column in columns), "added", "hooks p99", "hooks' limit")
-    outcome.tables.append(("Microseconds per scheduler step: medians, and a 99th percentile", heading, lines))
+    outcome.tables.append(Grid("Microseconds per scheduler step: medians, and a 99th percentile", heading, lines))
     return outcome
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES
 from tests.benchmarks.bench_model import MEASURED_CELLS, MODELS, PLANNERS, Score, judge
-from tests.benchmarks.bench_scale import AIM_MS, judge_decisions, judge_learning, judge_memory
+from tests.benchmarks.scale.bench_scale import AIM_MS, judge_decisions, judge_learning, judge_memory
 
 
 def ticks(*milliseconds: float) -> list[dict[str, float]]:

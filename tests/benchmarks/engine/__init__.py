@@ -10,9 +10,5 @@ runs `engine_host`), hands them to the sections, and writes what they found (`te
     fleet_link      the product's policy in lockstep with an engine
     effort          how much is measured
     measured        cells: what steps of one arm at one batch amount to
-    off             section: OFF against plain vLLM and against stock K=0
-    crossover       section: every K and the planner at steady batches, then under `changing_load`
-    restarts        section: what a restart costs, and acceptance after it; `restart_record` is one, `restart_cost` judges its price
-    simulator       section: a profile fitted to these measurements, and what it predicts
-    pressure        section: more requests than the KV cache holds, with the draft's memory lent and without
+    sections        what is measured, a module each: the bars and what they are made of
 """

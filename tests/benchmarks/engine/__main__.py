@@ -14,18 +14,18 @@ from typing import Annotated, Final
 import typer
 
 from nightjar.loadtests.simulation.evidence.bars import StrictOption
-from tests.benchmarks.engine.changing_load import ChangingLoad, Run
-from tests.benchmarks.engine.crossover import Cells, measure_crossover
 from tests.benchmarks.engine.effort import FULL, QUICK, Effort
 from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.environment import pinned_to, restart_pinned
 from tests.benchmarks.engine.fixture import PRESSED_ROLES, Role, build, says
 from tests.benchmarks.engine.fleet_link import FleetLink
-from tests.benchmarks.engine.moves import measure_moves
-from tests.benchmarks.engine.off import OffTimes, measure_off
-from tests.benchmarks.engine.pressure import measure_pressure
-from tests.benchmarks.engine.restarts import measure_restarts
-from tests.benchmarks.engine.simulator import PREDICTED_ARMS, held_against, measure_simulator
+from tests.benchmarks.engine.sections.changing_load import ChangingLoad, Run
+from tests.benchmarks.engine.sections.crossover import Cells, measure_crossover
+from tests.benchmarks.engine.sections.moves import measure_moves
+from tests.benchmarks.engine.sections.off import OffTimes, measure_off
+from tests.benchmarks.engine.sections.pressure import measure_pressure
+from tests.benchmarks.engine.sections.restarts import measure_restarts
+from tests.benchmarks.engine.sections.simulator import PREDICTED_ARMS, held_against, measure_simulator
 from tests.benchmarks.measuring.run import BenchRun, effort_of, sections_to_run
 
 OUTPUT: Final = Path("runs/engine/latest")

@@ -113,7 +113,7 @@ class EngineHost:
 
     def catch_up(self, how: str) -> None:
         """`bounded` as the product does, `unbounded` in one step, or `none`: the ledger believes that nothing is missing."""
-        from tests.benchmarks.engine.no_catch_up import pretend_in_sync
+        from tests.benchmarks.engine.sections.no_catch_up import pretend_in_sync
 
         life = self.scheduler.nightjar.drafting.life
         life._own_chunk_tokens = None if how == "unbounded" else 2048

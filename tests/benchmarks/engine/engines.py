@@ -13,7 +13,16 @@ from nightjar.deployments.proof.remote import Remote
 from nightjar.policy.step.drafter import UNLIMITED
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import EngineSnapshot
-from nightjar.policy.wire.settings import EngineCommand, IssuedSettings, RestartLimits, Settings, SettingsVersion, Table, TableRow
+from nightjar.policy.wire.settings import (
+    EngineCommand,
+    IssuedSettings,
+    Lease,
+    RestartLimits,
+    Settings,
+    SettingsVersion,
+    Table,
+    TableRow,
+)
 from tests.benchmarks.engine.fixture import KV_CACHE_GIB, MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS, Role
 from tests.benchmarks.engine.step_record import Step
 
@@ -52,6 +61,13 @@ class Engine(Remote):
         taken: list[Step] = self.call("run", steps, tokens)
         return taken
 
+    def run_out(self) -> list[Step]:
+        """Steps until nobody is left."""
+        steps: list[Step] = []
+        while taken := self.run():
+            steps += taken
+        return steps
+
     def run_prefill(self) -> list[Step]:
         """Steps until every request decodes."""
         taken = self.run()
@@ -78,6 +94,14 @@ class Engine(Remote):
     def confirm(self) -> EngineSnapshot:
         """Say that the settings in force still hold."""
         return self.exchange(EngineCommand(confirmed=self._version))
+
+    def grant(self, settings: Settings) -> None:
+        """Put settings in force with the lease that the engine wishes for; where it wishes for none, leave it be."""
+        wish = self.exchange(EngineCommand()).restart_wish
+        if wish is not None:
+            lease = Lease(wish_id=wish.wish_id, time_to_live_s=NO_LIMIT_S, reload=wish.reload)
+            restarts = settings.restarts.model_copy(update={"leases": (lease,)})
+            self.adopt(settings.model_copy(update={"restarts": restarts}))
 
     def hold(self, num_speculative_tokens: int, *, chunk_tokens: int | None = None) -> None:
         """Pin a K (0: off); restarts need no permission."""

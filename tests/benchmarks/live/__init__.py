@@ -11,10 +11,5 @@ sections, and writes what they found (`tests.benchmarks.measuring`).
     crowd           closed-loop users of several replicas
     playing         a load on the system, and what it gave: the measurements of every section
     effort          how much is measured
-    cold            section: two replicas learn together, one learns alone
-    learning_loss   what those lose until they know
-    steady          section: every K and the planner at three loads
-    stock_table     vLLM's own table of K by batch size, tuned on that section
-    changing        section: a load that crosses the crossover, with the tuned table among the rivals
-    categories      section: what is accepted of prompts of each category
+    sections        what is measured, a module each
 """

@@ -18,12 +18,12 @@ from nightjar.loadtests.load.prompts import PromptsError
 from nightjar.loadtests.report.output import GoodputCommand, GoodputOption
 from nightjar.loadtests.simulation.evidence.bars import Bar, StrictOption
 from tests.benchmarks.engine.fixture import build, says
-from tests.benchmarks.live.categories import measure_categories, short_prompts
-from tests.benchmarks.live.changing import measure_changing
-from tests.benchmarks.live.cold import LOAD, ColdRun, judge_cold, run_cold
 from tests.benchmarks.live.effort import FULL, QUICK, Effort
 from tests.benchmarks.live.playing import Player
-from tests.benchmarks.live.steady import Segments, measure_steady
+from tests.benchmarks.live.sections.categories import measure_categories, short_prompts
+from tests.benchmarks.live.sections.changing import measure_changing
+from tests.benchmarks.live.sections.cold import LOAD, ColdRun, judge_cold, run_cold
+from tests.benchmarks.live.sections.steady import Segments, measure_steady
 from tests.benchmarks.live.system import live_system
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun, effort_of, sections_to_run

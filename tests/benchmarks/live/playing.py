@@ -21,6 +21,7 @@ from tests.benchmarks.live.arms import TABLE
 from tests.benchmarks.live.chat_client import open_client
 from tests.benchmarks.live.crowd import Crowd, Deck
 from tests.benchmarks.live.system import LiveSystem
+from tests.benchmarks.measuring.outcome import Tell
 
 SETTLES_WITHIN_S: Final = 40.0
 CUT_OFF_S: Final = 1.5
@@ -68,7 +69,7 @@ class Window:
 class Player:
     """Plays loads, one at a time, and counts every request of all of them."""
 
-    def __init__(self, system: LiveSystem, tell: Callable[[str], None], target: GoodputTarget | None = None) -> None:
+    def __init__(self, system: LiveSystem, tell: Tell, target: GoodputTarget | None = None) -> None:
         """`target`: also the goodput under it, of every window."""
         self.system = system
         self.target = target

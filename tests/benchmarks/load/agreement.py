@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from nightjar.loadtests.arms.statistics import Ratio, of_times, paired_ratio
 from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from tests.benchmarks.load.commands import Times
 
 Measure = Literal["ttft", "tpot"]
@@ -71,9 +72,9 @@ def ratio_of(rounds: Sequence[Round], measure: Measure, middle: Callable[[Sequen
     return paired_ratio(of_times(ours, theirs), seed, "rounds, each with both tools")
 
 
-def table(rounds: Sequence[Round], seed: int) -> tuple[str, Sequence[str], list[Sequence[str]]]:
+def table(rounds: Sequence[Round], seed: int) -> Grid:
     """The ratios for people."""
-    lines: list[Sequence[str]] = []
+    lines = []
     for measure in MEASURES:
         for name, middle in (("median", median), ("mean", fmean)):
             ours, theirs = (
@@ -82,4 +83,4 @@ def table(rounds: Sequence[Round], seed: int) -> tuple[str, Sequence[str], list[
             )
             ratio = ratio_of(rounds, measure, middle, seed)
             lines.append([f"{measure.upper()}, {name}", f"{ours:.1f}", f"{theirs:.1f}", f"{ratio.value:.3f}", str(ratio.interval)])
-    return "The same requests by both, mean of the rounds", ("", "ours ms", "vllm bench serve ms", "ratio", "95 %"), lines
+    return Grid("The same requests by both, mean of the rounds", ("", "ours ms", "vllm bench serve ms", "ratio", "95 %"), lines)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.grid import Grid
+
+Tell = Callable[[str], None]
+"""Says how far a section is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,5 +29,5 @@ class Outcome:
     bars: list[Bar] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    tables: list[tuple[str, Sequence[str], list[Sequence[str]]]] = field(default_factory=list)
+    tables: list[Grid] = field(default_factory=list)
     charts: list[Lines] = field(default_factory=list)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from nightjar.loadtests.report.charts import Series, chart, scale_for
 from nightjar.loadtests.report.machine import RunFacts
 from nightjar.loadtests.simulation.evidence.bars import Bar, BenchSummary, by_name
+from nightjar.loadtests.simulation.evidence.grid import DASH, Grid
+from nightjar.loadtests.simulation.evidence.result_table import rich_table
 from tests.benchmarks.measuring.outcome import Lines, Outcome
 
 COLOURS: Final = ("#1f6f8b", "#c8553d", "#2e7d4f", "#8a5a9e", "#b58a00", "#1d2430")
@@ -31,26 +31,13 @@ class MeasuredSummary(BenchSummary):
 
 def print_bars(console: Console, bars: Sequence[Bar]) -> None:
     """Every bar with what is wanted, its interval and what that is."""
-    table = RichTable(title="Bars")
-    for column in ("bar", "value", "interval", "which is", "wanted", "", "at"):
-        table.add_column(column)
+    heads = ("bar", "value", "interval", "which is", "wanted", "verdict", "at")
+    rows = []
     for bar in bars:
-        style = {"reached": "green", "MISSED": "red", "no value": "red"}.get(bar.verdict, "")
-        value = "-" if bar.value is None else f"{bar.value:.3f}"
+        value = DASH if bar.value is None else f"{bar.value:.3f}"
         interval = ("", "") if bar.interval is None else (str(bar.interval), bar.interval.kind)
-        table.add_row(bar.name, value, *interval, bar.want, Text(bar.verdict, style), bar.at)
-    console.print(table)
-
-
-def print_tables(console: Console, outcome: Outcome) -> None:
-    """A section's tables."""
-    for title, columns, lines in outcome.tables:
-        table = RichTable(title=title)
-        for column in columns:
-            table.add_column(column, justify="right")
-        for line in lines:
-            table.add_row(*line)
-        console.print(table)
+        rows.append((bar.name, value, *interval, bar.want, bar.verdict, bar.at))
+    console.print(rich_table(Grid("Bars", heads, rows)))
 
 
 def write(folder: Path, outcomes: Mapping[str, Outcome], run: RunFacts, seeds: Mapping[str, tuple[int, ...]]) -> None:

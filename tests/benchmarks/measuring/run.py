@@ -18,9 +18,10 @@ from rich.markup import escape
 
 from nightjar.loadtests.report.machine import Effort, RunFacts, make_command
 from nightjar.loadtests.simulation.evidence.bars import Bar, print_missed
+from nightjar.loadtests.simulation.evidence.result_table import rich_table
 from nightjar.loadtests.simulation.evidence.summary import span_of
 from tests.benchmarks.measuring.outcome import Outcome
-from tests.benchmarks.measuring.report import print_bars, print_tables, write
+from tests.benchmarks.measuring.report import print_bars, write
 
 WIDTH: Final = 140
 
@@ -99,7 +100,8 @@ class BenchRun:
         outcome.bars = [bar.model_copy(update={"is_due": True}) for bar in outcome.bars]
         outcome.facts["done_after_s"] = round(time.monotonic() - self._began_s, 1)
         self._outcomes[section] = outcome
-        print_tables(self.console, outcome)
+        for table in outcome.tables:
+            self.console.print(rich_table(table))
         self._write(has_ended=False)
 
     def end(self, *, strict: bool) -> int:

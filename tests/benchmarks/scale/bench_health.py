@@ -32,10 +32,11 @@ from nightjar.cluster.client import PolicyClient
 from nightjar.cluster.policy_app import build
 from nightjar.loadtests.report.machine import Effort
 from nightjar.loadtests.simulation.evidence.bars import Bar, StrictOption
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.policy.wire.report import LoadReport
-from tests.benchmarks.bench_scale import make_fleet
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun
+from tests.benchmarks.scale.bench_scale import make_fleet
 from tests.ports import free_port
 
 OUTPUT: Final = Path("runs/health/latest")
@@ -187,10 +188,10 @@ def judge(alone: Mapping[str, Asked], beside: Mapping[str, Asked], replicas: int
         cells=len(writes),
     )
     rows = [("writes alone", alone["write"]), *((f"{kind} beside the others", asked) for kind, asked in beside.items())]
-    lines: list[Sequence[str]] = [[name, *told(asked)] for name, asked in rows]
+    lines = [[name, *told(asked)] for name, asked in rows]
     facts: dict[str, Any] = {name.replace(" ", "_"): {"median_s": statistics.median(asked.seconds)} for name, asked in rows}
     heading = ("asked", "times", "median, s", "99th of 100, s", "worst, s", "not 200")
-    return Outcome(bars=[bar], facts=facts, tables=[("Seconds until the answer", heading, lines)])
+    return Outcome(bars=[bar], facts=facts, tables=[Grid("Seconds until the answer", heading, lines)])
 
 
 def told(asked: Asked) -> Sequence[str]:

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Final
 
 from nightjar.loadtests.arms.samples import StatusSample
 from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.policy.wire.status import ReplicaStatus
 from tests.benchmarks.live.applications import OURS, POLICY_SETTINGS
 from tests.benchmarks.live.arms import AUTO
 from tests.benchmarks.live.crowd import Crowd, Deck
 from tests.benchmarks.live.effort import MAX_TOKENS, Effort
-from tests.benchmarks.live.learning_loss import Moment, lost_tokens, steady_from_s
 from tests.benchmarks.live.playing import Player, question
-from tests.benchmarks.measuring.outcome import Lines, Outcome
+from tests.benchmarks.live.sections.learning_loss import Moment, lost_tokens, steady_from_s
+from tests.benchmarks.measuring.outcome import Lines, Outcome, Tell
 from tests.benchmarks.measuring.statistics import resampled
 
 LOAD: Final = "middle"
@@ -30,8 +31,6 @@ LOAD: Final = "middle"
 ALONE: Final = "alone"
 TOGETHER: Final = "together"
 LOOK_PERIOD_S: Final = 1.0
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ def judge_cold(runs: Sequence[ColdRun], speeds: Mapping[int, float], seed: int) 
     outcome = Outcome()
     best_speed = max(speeds.values())
     lost: dict[str, list[float]] = {ALONE: [], TOGETHER: []}
-    lines: list[Sequence[str]] = []
+    lines = []
     curves: dict[str, list[tuple[float, float]]] = {}
     rows: list[dict[str, Any]] = []
     for run in runs:
@@ -109,7 +108,7 @@ def judge_cold(runs: Sequence[ColdRun], speeds: Mapping[int, float], seed: int) 
     outcome.facts = {"lost_tokens_per_replica": {kind: [round(value, 1) for value in values] for kind, values in lost.items()}}
     outcome.rows["cold"] = rows
     columns = ("learned", "round", "replica", "tokens lost", "steady from s", "engine seconds by K")
-    outcome.tables.append(("From a cold start", columns, lines))
+    outcome.tables.append(Grid("From a cold start", columns, lines))
     if curves:
         outcome.charts.append(Lines("Tokens lost while learning", "s", curves))
     return outcome

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tests.benchmarks.bench_shards import GROUPS, Storm, judge_learning, judge_storms, learn, shards, storm
+from tests.benchmarks.scale.bench_shards import GROUPS, Storm, judge_learning, judge_storms, learn, shards, storm
 
 REPLICAS = 160
 
@@ -39,7 +39,7 @@ def test_a_fleet_that_did_not_learn_in_time_misses_its_bar() -> None:
     row = {"policies": 4.0, "replicas": 160.0, "decide_ms_median": 1.0, "decide_ms_max": 1.0, "observe_ms_median": 1.0}
     outcome = judge_learning([row | {"at_best": 0.5}, row | {"at_best": 0.96, "learned_s": 7.0}])
     assert [bar.verdict for bar in outcome.bars] == ["MISSED", "reached"]
-    assert [line[4] for line in outcome.tables[0][2]] == ["not in 20", "7"]
+    assert [line[4] for line in outcome.tables[0].rows] == ["not in 20", "7"]
 
 
 @pytest.mark.parametrize(("most", "verdict"), [(1, "reached"), (2, "MISSED")])
@@ -48,5 +48,5 @@ def test_only_where_a_node_is_of_one_policy_its_budget_is_a_bar(most: int, verdi
     mixed = Storm(4, "nodes of many groups", 4, 0.1, None, 0.5)
     outcome = judge_storms([whole, mixed])
     assert [bar.verdict for bar in outcome.bars] == [verdict, "stated"]
-    assert [line[4] for line in outcome.tables[0][2]] == ["40 s", "50% after 90 s"]
+    assert [line[4] for line in outcome.tables[0].rows] == ["40 s", "50% after 90 s"]
     assert math.isclose(outcome.rows["storms"][0]["share_back"], 1.0)

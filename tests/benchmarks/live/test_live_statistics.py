@@ -12,52 +12,33 @@ import pytest
 pytest.importorskip("ray")
 
 from nightjar.loadtests.arms.arm import there_and_back
-from nightjar.loadtests.arms.samples import StatusSample, Work
+from nightjar.loadtests.arms.samples import Work
 from nightjar.loadtests.arms.statistics import Interval, Speed, paired_ratio
 from nightjar.loadtests.arms.stock_table import tuned_table
 from nightjar.loadtests.load.prompts import PromptsError
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.report import DrafterState, EngineLoad, StepTotals
-from nightjar.policy.wire.status import FleetStatus, PolicyStatus, ReplicaStatus
-from tests.benchmarks.live import categories
+from nightjar.policy.wire.status import ReplicaStatus
 from tests.benchmarks.live.answers import Answer, Arrival, acceptance_seen
 from tests.benchmarks.live.arms import AUTO, OFF, PAPER, STATIC, TABLE
-from tests.benchmarks.live.categories import acceptance_length, short_prompts
-from tests.benchmarks.live.changing import DRAFTER_TAX, Run, Runs
-from tests.benchmarks.live.cold import ALONE, TOGETHER, ColdRun, judge_cold
 from tests.benchmarks.live.effort import QUICK, SteadyLoad
-from tests.benchmarks.live.learning_loss import Moment, lost_tokens, steady_from_s
 from tests.benchmarks.live.playing import Window, window
-from tests.benchmarks.live.steady import Half, Segment, Segments, papers_findings
+from tests.benchmarks.live.sections import categories
+from tests.benchmarks.live.sections.categories import acceptance_length, short_prompts
+from tests.benchmarks.live.sections.changing import DRAFTER_TAX, Run, Runs
+from tests.benchmarks.live.sections.cold import ALONE, TOGETHER, ColdRun, judge_cold
+from tests.benchmarks.live.sections.learning_loss import Moment, lost_tokens, steady_from_s
+from tests.benchmarks.live.sections.steady import Half, Segment, Segments, papers_findings
+from tests.loadtests import recorded
+from tests.loadtests.recorded import sample
 
 LOAD = SteadyLoad("low", 1, 1.0, 10.0)
 SPEEDS = {0: 30.0, 1: 40.0, 3: 36.0, 5: 20.0}
 
 
-def replica(name: str, totals: dict[int, tuple[float, int]], *, catch_up_s: float = 0.0, engine_id: str = "") -> ReplicaStatus:
+def replica(name: str, totals: dict[int, tuple[float, int]], *, catch_up_s: float = 0.0) -> ReplicaStatus:
     """As the policy sees it: engine seconds and generated tokens by K."""
-    return ReplicaStatus(
-        replica_id=name,
-        application=name,
-        node_id="n",
-        group_id="g",
-        mode=Mode(kind="auto"),
-        load=EngineLoad(),
-        drafter_state=DrafterState.ACTIVE,
-        report_age_s=0.1,
-        catch_up_seconds=catch_up_s,
-        engine_id=engine_id or name,
-        totals=tuple(
-            StepTotals(num_speculative_tokens=length, steps=tokens, step_seconds=seconds, generated_tokens=tokens)
-            for length, (seconds, tokens) in totals.items()
-        ),
-    )
-
-
-def look(time_s: float, *replicas: ReplicaStatus) -> StatusSample:
-    policy = PolicyStatus(incarnation=1, pid=1, uptime_s=1.0, mode=Mode(kind="auto"), planner="fleet")
-    return StatusSample(time_s=time_s, status=FleetStatus(policy=policy, replicas=replicas))
+    counted = (recorded.totals(k, tokens, step_seconds=seconds, tokens=tokens) for k, (seconds, tokens) in totals.items())
+    return recorded.replica(name, *counted).model_copy(update={"application": name, "catch_up_seconds": catch_up_s})
 
 
 def segment(half: Half, number: int, arm: str, tokens: int, seconds: float = 10.0) -> Segment:
@@ -67,11 +48,11 @@ def segment(half: Half, number: int, arm: str, tokens: int, seconds: float = 10.
 def test_a_window_counts_what_arrived_in_it_of_answers_that_began_before_and_ended_after() -> None:
     whole = Answer("first", 0, [Arrival(1.0, 2), Arrival(9.0, 10), Arrival(11.0, 12)], is_whole=True)
     cut = Answer("first", 1, [Arrival(12.0, 1), Arrival(20.0, 5), Arrival(30.0, 9)])
-    looks = look(10.0, replica("first", {0: (4.0, 20)})), look(20.0, replica("first", {0: (8.0, 35), 3: (6.0, 12)}))
-    seen = window([whole, cut], *looks)
+    before, after = replica("first", {0: (4.0, 20)}), replica("first", {0: (8.0, 35), 3: (6.0, 12)})
+    seen = window([whole, cut], sample(10.0, "", before), sample(20.0, "", after))
     assert seen.tokens == 2 + 5
     assert seen.speed == pytest.approx(0.7)
-    assert seen.work == {0: Work(steps=15, step_seconds=4.0, generated_tokens=15), 3: Work(12, 6.0, generated_tokens=12)}
+    assert seen.work == {0: Work(15, 4.0, 15, 15), 3: Work(12, 6.0, 12, 12, 36)}
     assert seen.steps_by_length == {"K=0": 15, "K=3": 12}
 
 
@@ -124,10 +105,10 @@ def test_the_papers_planner_is_told_over_off_and_over_the_planner_and_wins_no_ba
     segments.played += [
         segment("even", number, arm, tokens) for number in (0, 1) for arm, tokens in ((AUTO, 80), (OFF, 50), (PAPER, 60))
     ]
-    facts, (_, heads, lines) = papers_findings(segments, replace(QUICK, loads=(LOAD,)), seed=0)
+    facts, table = papers_findings(segments, replace(QUICK, loads=(LOAD,)), seed=0)
     assert facts["low"]["tokens_per_s"] == 6.0
     assert (facts["low"]["over_off"]["value"], facts["low"]["over_auto"]["value"]) == (1.2, 0.75)
-    assert dict(zip(heads, lines[0], strict=True))["over off"] == "1.200 (1.200 to 1.200)"
+    assert dict(zip(table.columns, table.rows[0], strict=True))["over off"] == "1.200 (1.200 to 1.200)"
 
 
 def test_the_first_round_of_the_changing_load_picks_and_later_ones_score() -> None:

@@ -13,14 +13,15 @@ from statistics import median
 from typing import Any, Final
 
 from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.policy.wire.report import DrafterState
-from nightjar.policy.wire.settings import EngineCommand, Lease, OffloadRules
+from nightjar.policy.wire.settings import OffloadRules
 from tests.benchmarks.engine.effort import Effort
-from tests.benchmarks.engine.engines import NO_LIMIT_S, Engine, held
+from tests.benchmarks.engine.engines import Engine, held
 from tests.benchmarks.engine.fixture import questions
 from tests.benchmarks.engine.measured import LEAST_CORE_SHARE
 from tests.benchmarks.engine.step_record import Step, core_share
-from tests.benchmarks.measuring.outcome import Outcome
+from tests.benchmarks.measuring.outcome import Outcome, Tell
 from tests.benchmarks.measuring.statistics import range_of
 
 RULES: Final = OffloadRules(free_share_below=0.9, pressure_s=0.0, reload_free_share=0.0)
@@ -72,7 +73,7 @@ class Move:
         }
 
 
-def measure_moves(engine: Engine, effort: Effort, tell: Callable[[str], None]) -> Outcome:
+def measure_moves(engine: Engine, effort: Effort, tell: Tell) -> Outcome:
     """The bars of leaving and coming back, on an engine whose draft lends its memory."""
     moves: list[Move] = []
     for batch in effort.restart_batches:
@@ -126,11 +127,7 @@ def _grant(engine: Engine) -> None:
     wanted = held(LENGTH).model_copy(update={"offload": RULES})
     engine.adopt(wanted)
     engine.run()
-    wish = engine.exchange(EngineCommand()).restart_wish
-    if wish is None:
-        return
-    lease = Lease(wish_id=wish.wish_id, time_to_live_s=NO_LIMIT_S, reload=wish.reload)
-    engine.adopt(wanted.model_copy(update={"restarts": wanted.restarts.model_copy(update={"leases": (lease,)})}))
+    engine.grant(wanted)
 
 
 def _outcome(moves: Sequence[Move]) -> Outcome:
@@ -149,7 +146,7 @@ def _outcome(moves: Sequence[Move]) -> Outcome:
                 cells=len(longest),
             )
         )
-    lines: list[Sequence[str]] = [
+    lines = [
         [
             move.name,
             str(move.batch),
@@ -168,5 +165,5 @@ def _outcome(moves: Sequence[Move]) -> Outcome:
         "longest_off_step_over_off": round(median(move.longest_off_over_off for move in moves), 3),
         "longest_step_of_all_moves": round(max(move.longest_over_off for move in moves), 3),
     }
-    outcome.tables.append(("A draft that leaves and comes back: steps beside it over an OFF step", heading, lines))
+    outcome.tables.append(Grid("A draft that leaves and comes back: steps beside it over an OFF step", heading, lines))
     return outcome

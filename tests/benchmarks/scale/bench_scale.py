@@ -26,15 +26,16 @@ from nightjar.cluster.service.garbage import collect_seldom
 from nightjar.loadtests.report.machine import Effort
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.evidence.bars import Bar, StrictOption
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.profiles import Mechanics, read_profile
 from nightjar.loadtests.simulation.service.lengths import SHAREGPT
 from nightjar.policy.controller import Controller
 from nightjar.policy.state import FleetState
 from nightjar.policy.wire.operator import parse_operator_settings
-from tests.benchmarks.coarse_engine import CoarseEngine, Engine
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun
 from tests.benchmarks.measuring.statistics import range_of
+from tests.benchmarks.scale.coarse_engine import CoarseEngine, Engine
 
 OUTPUT: Final = Path("runs/scale/latest")
 PROFILE: Final = "llama-8b-eagle"
@@ -188,7 +189,7 @@ def judge_decisions(rows: Mapping[int, Sequence[Mapping[str, float]]], replicas:
         values = (statistics.median(observe), max(observe), statistics.median(decide), max(decide), bar.limit)
         lines.append([str(groups), *(f"{value:.1f}" for value in values), bar.verdict])
     title = "Milliseconds per tick: one report of every replica taken in, one decision for all"
-    outcome.tables.append((title, ("groups", "reports", "max", "decision", "max", "wanted", "decision"), lines))
+    outcome.tables.append(Grid(title, ("groups", "reports", "max", "decision", "max", "wanted", "decision"), lines))
     return outcome
 
 
@@ -206,11 +207,11 @@ def judge_memory(measured: Sequence[Mapping[str, float]]) -> Outcome:
         f"{largest['early_s']:.0f} s",
         cells=len(measured),
     )
-    lines: list[Sequence[str]] = [
+    lines = [
         [f"{one['replicas']:.0f}", *(f"{one[f'{when}_kib_per_replica']:.1f}" for when in ("early", "late"))] for one in measured
     ]
     heading = ("replicas", f"after {largest['early_s']:.0f} s", f"after {largest['late_s']:.0f} s")
-    return Outcome(bars=[bar], facts={"sizes": list(measured)}, tables=[("KiB of state per replica", heading, lines)])
+    return Outcome(bars=[bar], facts={"sizes": list(measured)}, tables=[Grid("KiB of state per replica", heading, lines)])
 
 
 def judge_learning(learned: dict[str, float]) -> Outcome:
@@ -225,9 +226,9 @@ def judge_learning(learned: dict[str, float]) -> Outcome:
     )
     told = [f"{learned[name]:.0f}" for name in ("replicas", "groups", "ticks", "decide_ms_median", "observe_ms_median", "took_s")]
     heading = ("replicas", "groups", "seconds", "decision ms", "reports ms", "wall s", "at the best K")
-    lines: list[Sequence[str]] = [[*told, f"{learned['at_best']:.1%}"]]
+    lines = [[*told, f"{learned['at_best']:.1%}"]]
     title = "A large fleet learns from nothing (medians of ticks)"
-    return Outcome(bars=[bar], facts=dict(learned), tables=[(title, heading, lines)])
+    return Outcome(bars=[bar], facts=dict(learned), tables=[Grid(title, heading, lines)])
 
 
 @lru_cache(maxsize=1)

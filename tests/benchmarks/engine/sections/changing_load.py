@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from tests.benchmarks.engine.effort import Effort, Load
 from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.fixture import ARMS, MAX_NUM_SEQS, questions
 from tests.benchmarks.engine.fleet_link import FleetLink
 from tests.benchmarks.engine.measured import AUTO, arm_name
 from tests.benchmarks.engine.step_record import Step, core_share
-from tests.benchmarks.measuring.outcome import Outcome
+from tests.benchmarks.measuring.outcome import Outcome, Tell
 from tests.benchmarks.measuring.statistics import range_of
 
 LONG_ROWS: Final = 2
@@ -33,8 +34,6 @@ FULL: Final = range(BURST_ROWS * 3 // 4, LONG_ROWS + BURST_ROWS + 1)
 
 FINALISTS: Final = 2
 """Single K that are played again."""
-
-Tell = Callable[[str], None]
 
 
 class Played(Protocol):
@@ -178,13 +177,13 @@ def _outcome(runs: Sequence[Run], best: str) -> Outcome:
          "recomputed_tokens": step.recomputed_tokens, "generated": step.generated}
         for run in runs for step in run.steps
     ]  # fmt: skip
-    lines: list[Sequence[str]] = [
+    lines = [
         [arm, f"{speed_of(runs, arm):.1f}", f"{planner_over(runs, arm):.3f}", str(sum(run.arm == arm for run in runs)),
          *(f"{decoding_speed(runs, arm, rows):.1f}" for rows in (ALONE, FULL))]
         for arm in (*static, AUTO)
     ]  # fmt: skip
     columns = ("arm", "tokens/s", "planner over it", "runs", "decoding alone", "decoding in the burst")
-    outcome.tables.append(("A load that crosses the crossover", columns, lines))
+    outcome.tables.append(Grid("A load that crosses the crossover", columns, lines))
     return outcome
 
 

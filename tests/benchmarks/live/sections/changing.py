@@ -13,7 +13,7 @@ the round does the same to all of them.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from statistics import fmean
@@ -24,13 +24,14 @@ from nightjar.loadtests.arms.samples import StatusSample
 from nightjar.loadtests.arms.statistics import Pair, Speed, matched, paired_ratio
 from nightjar.loadtests.arms.stock_table import TableRows, tuned_table
 from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from tests.benchmarks.engine.fixture import MAX_NUM_SEQS
 from tests.benchmarks.live.applications import OURS, STOCK
 from tests.benchmarks.live.arms import AUTO, STATIC, TABLE, length_of
 from tests.benchmarks.live.crowd import Crowd, Deck
 from tests.benchmarks.live.effort import Effort
 from tests.benchmarks.live.playing import Player, Window, goodput_cell, goodput_title, question, window
-from tests.benchmarks.measuring.outcome import Lines, Outcome
+from tests.benchmarks.measuring.outcome import Lines, Outcome, Tell
 
 PHASES: Final = ("quiet", "surge", "calm")
 SURGE: Final = PHASES.index("surge")
@@ -39,8 +40,6 @@ DRAFTER_TAX: Final = 1.2
 """Off over vLLM's own K = 0, tokens/s: `make bench-engine` measures 1.13 to 1.27 at batches of 1 to 16."""
 FIRST_QUESTION_STEP: Final = 47
 """Between rounds: no two begin with the same texts, and this and their number have no divisor in common."""
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +119,8 @@ def measure_changing(
     outcome = _outcome(runs, table, seed)
     if player.target:
         arms = [arm for arm in (AUTO, *STATIC, TABLE) if runs.of(arm)]
-        lines: list[Sequence[str]] = [[arm, goodput_cell([run.whole for run in runs.of(arm)])] for arm in arms]
-        outcome.tables.append((goodput_title("Changing load", player.target), ("arm", "within, tokens/s"), lines))
+        lines = [[arm, goodput_cell([run.whole for run in runs.of(arm)])] for arm in arms]
+        outcome.tables.append(Grid(goodput_title("Changing load", player.target), ("arm", "within, tokens/s"), lines))
     return outcome
 
 
@@ -185,12 +184,12 @@ def _outcome(runs: Runs, table: TableRows, seed: int) -> Outcome:
         "most_of_a_core_taken_by_idle_replicas": round(max(run.idle_cpu_share for run in runs.played), 4),
     }
     outcome.rows["changing"] = [run.plain() for run in runs.played]
-    lines: list[Sequence[str]] = []
+    lines = []
     for arm in arms:
         phases = [f"{runs.phase_speed(arm, phase):.1f}" for phase in range(len(PHASES))]
         lines.append([arm, f"{runs.speed(arm):.1f}", *phases, str(len(runs.of(arm)))])
     title = "A load that crosses the crossover: tokens/s of both replicas, with the round that only picks"
-    outcome.tables.append((title, ("arm", "tokens/s", *PHASES, "runs"), lines))
+    outcome.tables.append(Grid(title, ("arm", "tokens/s", *PHASES, "runs"), lines))
     curves = {arm: _course(runs, arm) for arm in arms}
     outcome.charts.append(Lines("Tokens per second under the changing load by phase", "s", curves))
     return outcome

@@ -8,7 +8,7 @@ category is asked at a time, of both replicas.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,12 +18,13 @@ from nightjar.loadtests.arms.samples import StatusSample, all_work
 from nightjar.loadtests.arms.statistics import RESAMPLES, Interval, interval_of_resamples
 from nightjar.loadtests.load.prompts import PromptsError, read_prompts_by_category
 from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from tests.benchmarks.live.answers import Answer, acceptance_seen
 from tests.benchmarks.live.applications import OURS
 from tests.benchmarks.live.crowd import Crowd, Deck
 from tests.benchmarks.live.effort import Effort
 from tests.benchmarks.live.playing import Player, Window
-from tests.benchmarks.measuring.outcome import Outcome
+from tests.benchmarks.measuring.outcome import Outcome, Tell
 from tests.benchmarks.measuring.statistics import survival
 
 ARM: Final = "K=3"
@@ -34,8 +35,6 @@ MAX_PROMPT_CHARACTERS: Final = 1600
 """About 400 tokens: with the answer they fit the engine's longest context, and reading them does not take the whole time."""
 REPORTED_AFTER_S: Final = 1.5
 """What the engines have counted last is known to the policy by then."""
-
-Tell = Callable[[str], None]
 
 
 def short_prompts(path: Path) -> dict[str, list[str]]:
@@ -51,7 +50,7 @@ def measure_categories(player: Player, effort: Effort, categories: Mapping[str, 
     """Every category once."""
     outcome = Outcome()
     rows: list[dict[str, Any]] = []
-    lines: list[Sequence[str]] = []
+    lines = []
     for category, prompts in sorted(categories.items()):
         seen, answers = _ask(player, effort, prompts)
         accepted = survival(*acceptance_seen(answers, LENGTH))
@@ -79,7 +78,7 @@ def measure_categories(player: Player, effort: Effort, categories: Mapping[str, 
     outcome.rows["categories"] = rows
     positions = [f"S{position + 1}" for position in range(LENGTH)]
     columns = ("category", "answers", *positions, "tokens a step", "by the engines")
-    outcome.tables.append((f"Acceptance by category of prompts at {ARM}", columns, lines))
+    outcome.tables.append(Grid(f"Acceptance by category of prompts at {ARM}", columns, lines))
     return outcome
 
 

@@ -9,7 +9,7 @@ order for every arm, within a minute or two, at places that a Latin rectangle de
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -17,19 +17,19 @@ from nightjar.loadtests.arms.arm import latin_rectangle
 from nightjar.loadtests.arms.statistics import RESAMPLED, Pair, Ratio, Speed, matched, paired_ratio
 from nightjar.loadtests.load.goodput import GoodputTarget
 from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from tests.benchmarks.live.applications import OURS
 from tests.benchmarks.live.arms import AUTO, OFF, PAPER, STATIC, length_of
 from tests.benchmarks.live.crowd import Deck
 from tests.benchmarks.live.effort import MAX_TOKENS, Effort, SteadyLoad
 from tests.benchmarks.live.playing import Player, Window, goodput_cell, goodput_title, question
-from tests.benchmarks.measuring.outcome import Lines, Outcome
+from tests.benchmarks.measuring.outcome import Lines, Outcome, Tell
 
 TURNS: Final = 4
 """Rounds are so many turns of all users apart in the list of questions."""
 WARM_UP_S: Final = 3.0
 """Of a load, before it is measured: an engine's first steps at a batch are slow."""
 
-Tell = Callable[[str], None]
 Half = Literal["odd", "even"]
 
 
@@ -184,12 +184,10 @@ def _outcome(segments: Segments, effort: Effort, seed: int) -> Outcome:
     return outcome
 
 
-def papers_findings(
-    segments: Segments, effort: Effort, seed: int
-) -> tuple[dict[str, Any], tuple[str, Sequence[str], list[Sequence[str]]]]:
+def papers_findings(segments: Segments, effort: Effort, seed: int) -> tuple[dict[str, Any], Grid]:
     """The paper's planner over off and over the planner, in the even rounds, and the K that it ran."""
     facts: dict[str, Any] = {}
-    lines: list[Sequence[str]] = []
+    lines = []
     for load in effort.loads:
         over = {arm: paired_ratio(segments.pairs(load.name, PAPER, arm), seed) for arm in (OFF, AUTO)}
         speed, lengths = segments.speed(load.name, PAPER, "even"), _lengths(segments.of(load.name, PAPER, "even"))
@@ -199,7 +197,7 @@ def papers_findings(
         }  # fmt: skip
         lines.append([load.name, f"{speed:.1f}", *map(str, over.values()), str(lengths)])
     title = f"The paper's planner in every engine: even rounds (95 % by resampling {RESAMPLED})"
-    return facts, (title, ("load", "tokens/s", "over off", "over auto", "steps by K"), lines)
+    return facts, Grid(title, ("load", "tokens/s", "over off", "over auto", "steps by K"), lines)
 
 
 def _bar(name: str, rival: str, limit: float, ratios: dict[str, Ratio], rivals: dict[str, str]) -> Bar:
@@ -228,10 +226,8 @@ def _lengths(segments: Sequence[Segment]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _table(
-    segments: Segments, effort: Effort, over_best: dict[str, Ratio], over_off: dict[str, Ratio]
-) -> tuple[str, Sequence[str], list[Sequence[str]]]:
-    lines: list[Sequence[str]] = []
+def _table(segments: Segments, effort: Effort, over_best: dict[str, Ratio], over_off: dict[str, Ratio]) -> Grid:
+    lines = []
     for load in effort.loads:
         speeds = [
             f"{segments.speed(load.name, arm):.1f} ({len(played)})" if (played := segments.of(load.name, arm)) else "-"
@@ -240,12 +236,12 @@ def _table(
         ratios = [str(over_best[load.name]), str(over_off[load.name])]
         lines.append([f"{load.name} ({load.rows} a replica)", *speeds, segments.best(load.name), *ratios])
     title = f"Steady loads: tokens/s of both replicas (segments), ratios of even rounds (95 % by resampling {RESAMPLED})"
-    return title, ("load", *STATIC, AUTO, "best", "auto over best", "auto over off"), lines
+    return Grid(title, ("load", *STATIC, AUTO, "best", "auto over best", "auto over off"), lines)
 
 
-def _goodput_table(segments: Segments, effort: Effort, target: GoodputTarget) -> tuple[str, Sequence[str], list[Sequence[str]]]:
-    lines: list[Sequence[str]] = [
+def _goodput_table(segments: Segments, effort: Effort, target: GoodputTarget) -> Grid:
+    lines = [
         [load.name, *(goodput_cell([one.window for one in segments.of(load.name, arm)]) for arm in (*STATIC, AUTO))]
         for load in effort.loads
     ]
-    return goodput_title("Steady loads", target), ("load", *STATIC, AUTO), lines
+    return Grid(goodput_title("Steady loads", target), ("load", *STATIC, AUTO), lines)

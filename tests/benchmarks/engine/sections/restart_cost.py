@@ -12,7 +12,7 @@ from statistics import fmean, median
 
 from nightjar.policy.evidence.catch_up import CatchUpCost, CatchUpEvidence
 from nightjar.policy.restarts.price import Engine as PricedEngine
-from tests.benchmarks.engine.restart_record import Restart
+from tests.benchmarks.engine.sections.restart_record import Restart
 from tests.benchmarks.measuring.statistics import halves, relative_error
 
 

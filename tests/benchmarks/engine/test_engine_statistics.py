@@ -11,18 +11,6 @@ import pytest
 
 from nightjar.loadtests.arms.statistics import Interval
 from nightjar.policy.evidence.catch_up import CatchUpCost
-from tests.benchmarks.engine import changing_load
-from tests.benchmarks.engine.changing_load import (
-    BURST_ROWS,
-    LONG_ROWS,
-    ChangingLoad,
-    Run,
-    planner_over,
-    play,
-    ratios_by_round,
-    speed_of,
-)
-from tests.benchmarks.engine.crossover import Cells, crossover_bars, over_best
 from tests.benchmarks.engine.effort import FULL, Load
 from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.fixture import ARMS, DISTINCT_QUESTIONS
@@ -37,13 +25,25 @@ from tests.benchmarks.engine.measured import (
     speed_ratio,
     step_seconds,
 )
-from tests.benchmarks.engine.off import OffTimes
-from tests.benchmarks.engine.restart_cost import cost_errors, fitted
-from tests.benchmarks.engine.restart_record import Restart
-from tests.benchmarks.engine.restarts import cost_bars
-from tests.benchmarks.engine.simulator import fitted_profile, steady_speed
+from tests.benchmarks.engine.sections import changing_load
+from tests.benchmarks.engine.sections.changing_load import (
+    BURST_ROWS,
+    LONG_ROWS,
+    ChangingLoad,
+    Run,
+    planner_over,
+    play,
+    ratios_by_round,
+    speed_of,
+)
+from tests.benchmarks.engine.sections.crossover import Cells, crossover_bars, over_best
+from tests.benchmarks.engine.sections.off import OffTimes
+from tests.benchmarks.engine.sections.restart_cost import cost_errors, fitted
+from tests.benchmarks.engine.sections.restart_record import Restart
+from tests.benchmarks.engine.sections.restarts import cost_bars
+from tests.benchmarks.engine.sections.simulator import fitted_profile, steady_speed
+from tests.benchmarks.engine.sections.step_times import fitted_step_times
 from tests.benchmarks.engine.step_record import RowStep, Step, core_share, tokens_per_second
-from tests.benchmarks.engine.step_times import fitted_step_times
 from tests.benchmarks.measuring import statistics
 from tests.benchmarks.measuring.repeats import Repeats
 

@@ -18,7 +18,7 @@ from tests.benchmarks.measuring.run import BenchRun
 from tests.benchmarks.results.kept import BENCHES
 from tests.loadtests.simulation.evidence.run_rows import row, summary_of
 
-MAKEFILE = (Path(__file__).parents[2] / "Makefile").read_text(encoding="utf-8")
+MAKEFILE = (Path(__file__).parents[3] / "Makefile").read_text(encoding="utf-8")
 MISSED = Bar(name="slow", meaning="m", direction="at most", limit=1.0, value=2.0, at="batch 8")
 REACHED = Bar(name="fine", meaning="m", direction="at least", limit=1.0, value=1.5)
 NO_PLACE = Bar(name="nowhere", meaning="m", direction="at least", limit=1.0, at="nothing to win anywhere")

@@ -27,13 +27,14 @@ from structlog.testing import capture_logs
 from nightjar.cluster.service.garbage import collect_seldom
 from nightjar.loadtests.report.machine import Effort
 from nightjar.loadtests.simulation.evidence.bars import Bar, StrictOption
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.policy.controller import Controller
 from nightjar.policy.wire.operator import parse_operator_settings
-from tests.benchmarks.bench_scale import AUTO, Fleet, make_fleet, time_ticks
-from tests.benchmarks.coarse_engine import KEY_OF_SLEEPERS, Sleeper
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun, sections_to_run
 from tests.benchmarks.measuring.statistics import range_of
+from tests.benchmarks.scale.bench_scale import AUTO, Fleet, make_fleet, time_ticks
+from tests.benchmarks.scale.coarse_engine import KEY_OF_SLEEPERS, Sleeper
 from tests.cluster.protocol import running_service
 
 OUTPUT: Final = Path("runs/shards/latest")
@@ -227,7 +228,7 @@ def judge_carries(measured: Sequence[dict[str, float]]) -> Outcome:
         names = ("replicas", "decide_ms_median", "decide_ms_max", "reports_a_second")
         lines.append([*(f"{one[name]:.0f}" for name in names), f"{one['parked_kib_per_call']:.1f}"])
     heading = ("replicas", "decision ms", "max", "reports a second, and nothing else", "KiB a parked call")
-    outcome.tables.append((f"One policy, {GROUPS} groups", heading, lines))
+    outcome.tables.append(Grid(f"One policy, {GROUPS} groups", heading, lines))
     return outcome
 
 
@@ -250,7 +251,7 @@ def judge_learning(measured: Sequence[dict[str, float]]) -> Outcome:
         learned = f"{one['learned_s']:.0f}" if "learned_s" in one else f"not in {LEARNING_S}"
         lines.append([*(f"{one[name]:.0f}" for name in names), learned, f"{one['at_best']:.1%}"])
     heading = ("policies", "decision ms, slowest", "max", "reports ms", f"s until {NEAR_BEST:.0%} at the best K", "at the best K")
-    outcome.tables.append(("Learning from nothing, a tick a second", heading, lines))
+    outcome.tables.append(Grid("Learning from nothing, a tick a second", heading, lines))
     return outcome
 
 
@@ -281,7 +282,7 @@ def judge_storms(storms: Sequence[Storm]) -> Outcome:
         back = f"{one.back_s} s" if one.back_s is not None else f"{one.share_back:.0%} after {STORM_S} s"
         lines.append([one.placement, str(one.policies), str(one.most_on_a_node), f"{one.most_in_a_group:.0%}", back])
     heading = ("nodes", "policies", "most reloads on a node", "most of a group away", "all back after")
-    outcome.tables.append(("A storm: every draft is wanted back in the same second", heading, lines))
+    outcome.tables.append(Grid("A storm: every draft is wanted back in the same second", heading, lines))
     return outcome
 
 

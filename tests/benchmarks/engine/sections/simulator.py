@@ -18,6 +18,7 @@ import numpy as np
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
 from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.profiles import (
     AcceptanceClass,
     Drafter,
@@ -30,8 +31,6 @@ from nightjar.loadtests.simulation.profiles import (
 from nightjar.policy.evidence.catch_up import CatchUpCost
 from nightjar.policy.planners import LOCAL_PLANNERS
 from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
-from tests.benchmarks.engine.changing_load import Run, play, requests
-from tests.benchmarks.engine.crossover import Cells, Sample
 from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import Engine, held
 from tests.benchmarks.engine.fixture import (
@@ -45,8 +44,10 @@ from tests.benchmarks.engine.fixture import (
 )
 from tests.benchmarks.engine.fleet_link import GROUP
 from tests.benchmarks.engine.measured import OFF, Segment, acceptance_counts, arm_name, speed
-from tests.benchmarks.engine.off import OffTimes
-from tests.benchmarks.engine.step_times import fitted_step_times
+from tests.benchmarks.engine.sections.changing_load import Run, play, requests
+from tests.benchmarks.engine.sections.crossover import Cells, Sample
+from tests.benchmarks.engine.sections.off import OffTimes
+from tests.benchmarks.engine.sections.step_times import fitted_step_times
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.statistics import line_through, range_of, relative_error, survival
 
@@ -118,10 +119,8 @@ def measure_simulator(
     outcome = Outcome(bars=[bar], rows={"simulator": rows})
     outcome.rows["predicted"] = [segment.plain() for segment in cells.segments if segment.batch in PREDICTED]
     outcome.facts["simulator_error_median"] = round(sorted(errors)[len(errors) // 2], 4)
-    lines: list[Sequence[str]] = [
-        [row["at"], f"{row['predicted']:.1f}", f"{row['measured']:.1f}", f"{row['error']:.1%}"] for row in rows
-    ]
-    outcome.tables.append(("The simulator, fitted at batches 1, 4, 16, 32", ("at", "predicted", "measured", "error"), lines))
+    lines = [[row["at"], f"{row['predicted']:.1f}", f"{row['measured']:.1f}", f"{row['error']:.1%}"] for row in rows]
+    outcome.tables.append(Grid("The simulator, fitted at batches 1, 4, 16, 32", ("at", "predicted", "measured", "error"), lines))
     return outcome, profile
 
 

@@ -9,12 +9,13 @@ and is what acceptance is compared with, over the very tokens of the same reques
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, median
 from typing import Final
 
 from nightjar.loadtests.simulation.evidence.bars import Bar, Direction
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.policy.evidence.catch_up import CatchUpCost
 from nightjar.policy.restarts.price import chunk_tokens
 from nightjar.policy.wire.operator import OperatorSettings
@@ -22,10 +23,10 @@ from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.fixture import questions
 from tests.benchmarks.engine.measured import LEAST_CORE_SHARE
-from tests.benchmarks.engine.restart_cost import cost_errors, fitted
-from tests.benchmarks.engine.restart_record import NEAR_STEPS, Restart
+from tests.benchmarks.engine.sections.restart_cost import cost_errors, fitted
+from tests.benchmarks.engine.sections.restart_record import NEAR_STEPS, Restart
 from tests.benchmarks.engine.step_record import RowStep, Step
-from tests.benchmarks.measuring.outcome import Outcome
+from tests.benchmarks.measuring.outcome import Outcome, Tell
 from tests.benchmarks.measuring.statistics import range_of, resampled
 
 OFF_STEPS: Final = (4, 12, 32)
@@ -40,8 +41,6 @@ MOST_TRIES: Final = 3
 LONGEST_WANTED: Final = 1.5
 ACCEPTANCE_WANTED: Final = 0.95
 ERROR_WANTED: Final = 0.2
-
-Tell = Callable[[str], None]
 
 
 Drafted = dict[int, tuple[int, int]]
@@ -149,10 +148,7 @@ def _never_off(engine: Engine, prompts: Sequence[Sequence[int]], tokens: int) ->
     """Drafts of the same requests held at the K all the time, by the place of the request."""
     engine.hold(LENGTH)
     rows = engine.add(prompts, max_tokens=tokens + ROOM_TOKENS)
-    steps: list[Step] = []
-    while taken := engine.run():
-        steps += taken
-    return _drafts(steps, rows)
+    return _drafts(engine.run_out(), rows)
 
 
 def _drafts(steps: Sequence[Step], rows: Sequence[int]) -> dict[int, Drafted]:
@@ -284,8 +280,8 @@ def _table(
     unbounded: Sequence[Restart],
     errors: Mapping[tuple[int, int], float],
     errors_of_all: Mapping[tuple[int, int], float],
-) -> tuple[str, Sequence[str], list[Sequence[str]]]:
-    lines: list[Sequence[str]] = []
+) -> Grid:
+    lines = []
     for (batch, off), error in errors.items():
         own = [restart for restart in bounded if (restart.batch, restart.off_steps) == (batch, off)]
         whole = [restart for restart in unbounded if (restart.batch, restart.off_steps) == (batch, off)]
@@ -305,4 +301,4 @@ def _table(
             ]
         )
     heading = ("batch", "off steps", "lag", "chunk", "steps", "longest", "unbounded", "first drafting", "cost s", "error", "of all")
-    return "Restarts: longest and first drafting step over an OFF step, cost in seconds", heading, lines
+    return Grid("Restarts: longest and first drafting step over an OFF step, cost in seconds", heading, lines)

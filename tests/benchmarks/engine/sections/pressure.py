@@ -9,7 +9,7 @@ again, and the engine that lent its draft's memory pays for taking it back. Both
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,14 +17,15 @@ import numpy as np
 
 from nightjar.loadtests.arms.statistics import geometric_mean
 from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import DrafterState
-from nightjar.policy.wire.settings import EngineCommand, Lease, TableRow
+from nightjar.policy.wire.settings import EngineCommand, Settings, TableRow
 from tests.benchmarks.engine.effort import Effort
-from tests.benchmarks.engine.engines import NO_LIMIT_S, Engine, by_plan
+from tests.benchmarks.engine.engines import Engine, by_plan
 from tests.benchmarks.engine.fixture import PRESSED_NUM_SEQS, PRESSED_ROLES, Role, questions
 from tests.benchmarks.engine.step_record import Step, core_share
-from tests.benchmarks.measuring.outcome import Outcome
+from tests.benchmarks.measuring.outcome import Outcome, Tell
 from tests.benchmarks.measuring.statistics import range_of
 
 LENGTHS: Final = (80, 120, 160, 120)
@@ -39,8 +40,6 @@ COMPARED: Final[tuple[Role, ...]] = ("stays", "lends")
 """The bar is about these: plain vLLM is looked at once."""
 SHOWN_AS: Final = {"plain_with_all": "plain vLLM", "stays": "draft stays", "lends": "draft lends"}
 IN_TRANSITION: Final = (DrafterState.CONTRACTING, DrafterState.RELOADING, DrafterState.CATCHING_UP)
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,27 +148,18 @@ def _run(engine: Engine, requests: int) -> Pressed:
     while taken := engine.run():
         steps += taken
         if drafts and len(taken[-1].rows) <= SPECULATED_BATCH and not taken[-1].num_speculative_tokens:
-            _grant(engine)
+            engine.grant(_settings(engine.role))
     after = _counters(engine) if drafts else {}
     return Pressed(engine.role, tuple(steps), {name: round(after[name] - before[name], 6) for name in after})
 
 
-def _settings(role: Role, leases: tuple[Lease, ...] = ()) -> Any:
+def _settings(role: Role) -> Settings:
     rows = (
         TableRow(first_batch_size=1, last_batch_size=SPECULATED_BATCH, num_speculative_tokens=LENGTH),
         TableRow(first_batch_size=SPECULATED_BATCH + 1, last_batch_size=PRESSED_NUM_SEQS, num_speculative_tokens=0),
     )
     offload = OperatorSettings(draft_offload="under_memory_pressure").offload_rules() if role == "lends" else None
-    settings = by_plan(rows)
-    restarts = settings.restarts.model_copy(update={"leases": leases})
-    return settings.model_copy(update={"offload": offload, "restarts": restarts})
-
-
-def _grant(engine: Engine) -> None:
-    """A lease for what the engine wishes, at once: nobody else is there."""
-    wish = engine.exchange(EngineCommand()).restart_wish
-    if wish is not None:
-        engine.adopt(_settings(engine.role, (Lease(wish_id=wish.wish_id, time_to_live_s=NO_LIMIT_S, reload=wish.reload),)))
+    return by_plan(rows).model_copy(update={"offload": offload})
 
 
 def _counters(engine: Engine) -> dict[str, Any]:
@@ -217,7 +207,7 @@ def _outcome(runs: Sequence[Pressed], room: Mapping[Role, Mapping[str, int]], re
          "recomputed_tokens": step.recomputed_tokens, "generated": step.generated, "drafter_state": step.drafter_state}
         for number, run in enumerate(runs) for step in run.steps
     ]  # fmt: skip
-    lines: list[Sequence[str]] = []
+    lines = []
     for role in PRESSED_ROLES:
         for run in own[role]:
             one = run.plain()
@@ -240,5 +230,5 @@ def _outcome(runs: Sequence[Pressed], room: Mapping[Role, Mapping[str, int]], re
         "engine", "KV tokens, loaded / offloaded", "tokens/s", "preemptions", "waiting s", "p50 s", "p99 s", "most rows",
         "moving s", "contracting s", "catching up s",
     )  # fmt: skip
-    outcome.tables.append(("KV pressure at equal memory", heading, lines))
+    outcome.tables.append(Grid("KV pressure at equal memory", heading, lines))
     return outcome

@@ -16,12 +16,13 @@ from typing import Final
 
 from nightjar.loadtests.arms.statistics import geometric_mean
 from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.fixture import Role, long_question, questions
 from tests.benchmarks.engine.measured import LEAST_CORE_SHARE
 from tests.benchmarks.engine.step_record import Step, core_share, tokens_per_second
-from tests.benchmarks.measuring.outcome import Outcome
+from tests.benchmarks.measuring.outcome import Outcome, Tell
 from tests.benchmarks.measuring.statistics import geometric_mean_of_groups, interval_of_groups
 
 BATCHES: Final = (1, 4, 16)
@@ -38,7 +39,6 @@ WARM_UP_STEPS: Final = 3
 ROLES: Final[tuple[Role, ...]] = ("plain", "stock", "nightjar")
 OTHERS: Final = ROLES[:2]
 
-Tell = Callable[[str], None]
 Turn = dict[str, list[Step]]
 """Steps of each engine, by role, in the order in which they ran."""
 
@@ -156,9 +156,7 @@ def _schedule(engine: Engine, prompts: Sequence[Sequence[int]]) -> list[tuple[tu
     first = engine.add(prompts[:-2], CHUNKED_TOKENS)[0]
     steps = engine.run(LATER_AFTER_STEPS)
     engine.add(prompts[-2:], CHUNKED_TOKENS)
-    while taken := engine.run():
-        steps += taken
-    return [tuple((row.row - first, row.scheduled_tokens) for row in step.rows) for step in steps]
+    return [tuple((row.row - first, row.scheduled_tokens) for row in step.rows) for step in steps + engine.run_out()]
 
 
 def _core_share(turn: Turn) -> float:
@@ -210,18 +208,16 @@ def _ratio_bar(name: str, meaning: str, limit: float, groups: dict[int, list[flo
     )
 
 
-def _table(
-    ratios: dict[str, dict[int, list[float]]], outcome: Outcome, seed: int
-) -> tuple[str, Sequence[str], list[Sequence[str]]]:
+def _table(ratios: dict[str, dict[int, list[float]]], outcome: Outcome, seed: int) -> Grid:
     cpu = outcome.facts["cpu_seconds_per_step"]
-    lines: list[Sequence[str]] = []
+    lines = []
     for batch in BATCHES:
         cells = [str(batch)]
         for other in OTHERS:
             interval = interval_of_groups({batch: ratios[other][batch]}, seed, RESAMPLED)
             cells.append(f"{geometric_mean(ratios[other][batch]):.3f} ({interval})")
         lines.append([*cells, *(f"{cpu[role][batch]:.4f}" for role in ROLES)])
-    return (
+    return Grid(
         f"OFF: tokens/s over other engines (95 % by resampling {RESAMPLED}), processor seconds per step",
         ("batch", "over plain", "over stock K=0", "cpu s plain", "cpu s stock", "cpu s OFF"),
         lines,

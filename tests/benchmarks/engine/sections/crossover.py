@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 from nightjar.loadtests.arms.arm import latin_rectangle
 from nightjar.loadtests.arms.statistics import Interval
 from nightjar.loadtests.simulation.evidence.bars import Bar, Direction
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from tests.benchmarks.engine.effort import Effort
 from tests.benchmarks.engine.engines import SETTLE_STEPS, Engine
 from tests.benchmarks.engine.fixture import ARMS, MAX_NUM_SPECULATIVE_TOKENS, questions
@@ -38,7 +39,7 @@ from tests.benchmarks.engine.measured import (
     step_seconds,
 )
 from tests.benchmarks.engine.step_record import Step, core_share
-from tests.benchmarks.measuring.outcome import Lines, Outcome
+from tests.benchmarks.measuring.outcome import Lines, Outcome, Tell
 from tests.benchmarks.measuring.repeats import Repeats, in_turns
 from tests.benchmarks.measuring.statistics import resampled, survival
 
@@ -49,7 +50,6 @@ TAUGHT_SLOTS: Final = 2
 MOST_DROPPED_STEPS: Final = 16
 """The planner may be measuring, or waiting: then what comes after counts as its time."""
 
-Tell = Callable[[str], None]
 AfterTurn = Callable[[int], object]
 """What comes between the turns, by the number of the turn that has ended."""
 
@@ -303,9 +303,9 @@ def _lengths(segments: Sequence[Segment]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _table(cells: Cells, batches: Sequence[int], arms: Sequence[str]) -> tuple[str, Sequence[str], list[Sequence[str]]]:
-    lines: list[Sequence[str]] = []
+def _table(cells: Cells, batches: Sequence[int], arms: Sequence[str]) -> Grid:
+    lines = []
     for batch in batches:
         kept = {arm: cells.of(batch, arm, "even") for arm in arms}
         lines.append([str(batch), *(f"{speed(segments):.1f} ({1e3 * step_seconds(segments):.0f})" for segments in kept.values())])
-    return "Steady batches, even segments: tokens/s (median step, ms)", ("batch", *arms), lines
+    return Grid("Steady batches, even segments: tokens/s (median step, ms)", ("batch", *arms), lines)
