@@ -6,27 +6,13 @@ that they share reaches agents or engines. An agent that ended makes the next qu
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import ray
 
 from nightjar.cluster.client import PolicyClient
-from nightjar.deployments.agent import ReplicaAgent, ReplicaIdentity
-from nightjar.deployments.engine_watch import EngineWatch
 from tests.fleet.courses import ReplicaCourse
-from tests.fleet.hosted_engine import HostedEngine, Part, ScenarioClock, UnseenMetrics
-
-APPLICATION = "fleet"
-
-
-@dataclass(frozen=True, slots=True)
-class Hosted:
-    """One replica: its engine, and the loop that carries reports and settings."""
-
-    engine: HostedEngine
-    agent: asyncio.Task[None]
+from tests.fleet.hosted_engine import Hosted, Part, ScenarioClock, courses_of, end_agents
 
 
 class EngineHost:
@@ -46,18 +32,7 @@ class EngineHost:
         """More replicas for the scenario under way."""
         node_id = ray.get_runtime_context().get_node_id()
         for part in parts:
-            engine = HostedEngine(part, self._clock)
-            identity = ReplicaIdentity(
-                replica_id=part.replica_id,
-                application=APPLICATION,
-                deployment="LLM",
-                node_id=node_id,
-                group=part.scenario.profile.group,
-            )
-            agent = ReplicaAgent(
-                engine=engine, policy=PolicyClient(), identity=identity, watch=EngineWatch(), metrics=UnseenMetrics()
-            )
-            self._replicas[part.replica_id] = Hosted(engine, asyncio.create_task(agent.run()))
+            self._replicas[part.replica_id] = Hosted.begin(part, self._clock, PolicyClient(), node_id)
 
     async def begin(self, at_monotonic_s: float) -> None:
         """The scenario's second 0 is at this moment of `time.monotonic`."""
@@ -69,19 +44,13 @@ class EngineHost:
 
     async def courses(self) -> list[ReplicaCourse]:
         """What happened until now."""
-        for hosted in self._replicas.values():
-            if hosted.agent.done():
-                hosted.agent.result()
-        return [hosted.engine.course() for hosted in self._replicas.values()]
+        return list(courses_of(self._replicas).values())
 
     async def end(self, at_s: float) -> list[ReplicaCourse]:
         """Let the scenario run until then and end its agents; what happened."""
         self._clock.end(at_s)
         await self._clock.wait_for(at_s)
         courses = await self.courses()
-        agents = [hosted.agent for hosted in self._replicas.values()]
-        for agent in agents:
-            agent.cancel()
-        await asyncio.gather(*agents, return_exceptions=True)
+        await end_agents(self._replicas.values())
         self._replicas = {}
         return courses

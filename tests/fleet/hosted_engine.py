@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
-from nightjar.deployments.agent import EngineControl, Metrics
+from nightjar.deployments.agent import EngineControl, Metrics, Policy, ReplicaAgent, ReplicaIdentity
+from nightjar.deployments.engine_watch import EngineWatch
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.service.fleet import EngineFactory, totals_of
 from nightjar.loadtests.simulation.service.results import Totals
@@ -189,3 +191,35 @@ class UnseenMetrics(Metrics):
 
     def observe(self, snapshot: EngineSnapshot, settings_age_s: float) -> None:
         """See Metrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """One replica: its engine, and the loop that carries reports and settings."""
+
+    engine: HostedEngine
+    agent: asyncio.Task[None]
+
+    @classmethod
+    def begin(cls, part: Part, clock: ScenarioClock, policy: Policy, node_id: str) -> Self:
+        """An idle engine, whose agent reports to this policy from now on."""
+        engine, group = HostedEngine(part, clock), part.scenario.profile.group
+        identity = ReplicaIdentity(part.replica_id, application="fleet", deployment="LLM", node_id=node_id, group=group)
+        agent = ReplicaAgent(engine=engine, policy=policy, identity=identity, watch=EngineWatch(), metrics=UnseenMetrics())
+        return cls(engine, asyncio.create_task(agent.run()))
+
+
+def courses_of(replicas: Mapping[str, Hosted]) -> dict[str, ReplicaCourse]:
+    """Every replica's course until now, by id. Raises what ended an agent."""
+    for hosted in replicas.values():
+        if hosted.agent.done():
+            hosted.agent.result()
+    return {replica_id: hosted.engine.course() for replica_id, hosted in replicas.items()}
+
+
+async def end_agents(replicas: Iterable[Hosted]) -> None:
+    """They report no more."""
+    agents = [hosted.agent for hosted in replicas]
+    for agent in agents:
+        agent.cancel()
+    await asyncio.gather(*agents, return_exceptions=True)

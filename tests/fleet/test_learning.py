@@ -12,28 +12,21 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.simulation.campaign.measures import WITHIN
-from nightjar.loadtests.simulation.campaign.scenes import nominal_of, workload
-from nightjar.loadtests.simulation.profiles import read_profile
-from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario
+from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
 from nightjar.policy.step.steering import lengths_by_batch
 from nightjar.policy.wire.batch_buckets import batch_bucket
-from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import Table
 from nightjar.policy.wire.status import FleetStatus
 from tests.fleet.courses import ReplicaCourse, between, share_of_best
+from tests.fleet.groups import NOMINAL, PROFILE, ROWS, idle, steady_group
 from tests.fleet.hosted_engine import Part
-from tests.fleet.virtual_fleet import PATIENCE_S, VirtualFleet, virtual_fleet
+from tests.fleet.virtual_fleet import VirtualFleet, virtual_fleet
 
 pytestmark = pytest.mark.heavy
 
-PROFILE = read_profile("qwen-7b-0.5b-rtx4090")
-NOMINAL = nominal_of(PROFILE)
-ROWS = NOMINAL.crossover_rows // 3
-"""Requests in every engine, so that one batch bucket is in use and speculation pays there."""
 POOLED, ALONE = 16, 8
 QUIET_S = 5.0
 """The least. For so long a new policy grants no lease (INV-6); the simulator's first one does from the start."""
@@ -143,26 +136,7 @@ def test_simulator_learns_a_plan_as_good_and_loses_as_much_on_the_way(run: Run) 
 
 
 def scenario(tag: str, replicas: int, seed: int, idle_s: float = IDLE_S) -> Scenario:
-    """A group of its own, without requests at first, then with a constant batch in every engine."""
-    group = PROFILE.group.model_copy(update={"engine_version": f"{PROFILE.group.engine_version} {tag}"})
-    regime = Regime((Phase("idle", idle_s, requests_per_s=0.0), Phase("busy", 2 * PATIENCE_S, users=ROWS * replicas)))
-    return Scenario(
-        profile=PROFILE.model_copy(update={"group": group}),
-        workload=workload(NOMINAL, regime),
-        planner=PlannerChoice("fleet", operator=parse_operator_settings(SETTINGS)),
-        duration_s=regime.duration_s,
-        replicas=replicas,
-        seed=seed,
-        router="sticky",
-        series=True,
-        track_regret=True,
-    )
-
-
-def idle(like: Scenario) -> Scenario:
-    """One more replica of the same group, without requests until it is given users."""
-    regime = Regime((Phase("idle", 2 * PATIENCE_S, requests_per_s=0.0),))
-    return replace(like, workload=workload(NOMINAL, regime), replicas=1, seed=like.seed + 100)
+    return steady_group(tag, replicas, SETTINGS, idle_s=idle_s, seed=seed, track_regret=True)
 
 
 def known_cells(status: FleetStatus, key: GroupKey) -> frozenset[tuple[int, int]]:

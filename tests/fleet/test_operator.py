@@ -9,32 +9,27 @@ and counts of the engines, never the machine's time. One cluster serves all test
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 
 pytest.importorskip("ray")
 from nightjar.cluster.api.operations import CANARY, FREEZE, Body
 from nightjar.cluster.storage.journal import JournalEntry
-from nightjar.loadtests.load.regimes import Phase, Regime
-from nightjar.loadtests.simulation.campaign.scenes import nominal_of, workload
-from nightjar.loadtests.simulation.profiles import read_profile
-from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario
+from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.policy.wire.cause import Code, codes
-from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.settings import IssuedSettings, Table
 from nightjar.policy.wire.status import CanaryStatus, FleetStatus
 from tests.deployments import serving
 from tests.fleet.courses import ReplicaCourse
 from tests.fleet.fleet_cluster import PATIENCE_S, FleetCluster, fleet_cluster
+from tests.fleet.groups import NOMINAL, PROFILE, ROWS, idle, steady_group
 from tests.fleet.hosted_engine import Part
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
-PROFILE = read_profile("qwen-7b-0.5b-rtx4090")
-NOMINAL = nominal_of(PROFILE)
-ROWS, MORE_ROWS = NOMINAL.crossover_rows // 3, NOMINAL.crossover_rows // 8
-"""Requests in every engine before and after the load moves: another batch bucket, of which nobody has measured anything."""
+MORE_ROWS = NOMINAL.crossover_rows // 8
+"""Requests in every engine after the load moves from ROWS: another batch bucket, of which nothing has been measured."""
 FULL_ROWS = min(2 * NOMINAL.crossover_rows, PROFILE.limits.max_num_seqs)
 """Requests at which drafts cost more than they give."""
 LONGEST = f"pin={PROFILE.drafter.arms[-1]}"
@@ -247,21 +242,4 @@ def tables(adopted: tuple[IssuedSettings, ...]) -> list[Table]:
 
 
 def scenario(tag: str, rows: int = ROWS) -> Scenario:
-    """A group of its own, without requests at first, then with a constant batch in every engine."""
-    group = PROFILE.group.model_copy(update={"engine_version": f"{PROFILE.group.engine_version} {tag}"})
-    regime = Regime((Phase("idle", IDLE_S, requests_per_s=0.0), Phase("busy", 2 * PATIENCE_S, users=rows * REPLICAS)))
-    return Scenario(
-        profile=PROFILE.model_copy(update={"group": group}),
-        workload=workload(NOMINAL, regime),
-        planner=PlannerChoice("fleet", operator=parse_operator_settings(SETTINGS)),
-        duration_s=regime.duration_s,
-        replicas=REPLICAS,
-        router="sticky",
-        series=True,
-    )
-
-
-def idle(like: Scenario) -> Scenario:
-    """One more replica of the same group, without requests until it is given users."""
-    regime = Regime((Phase("idle", 2 * PATIENCE_S, requests_per_s=0.0),))
-    return replace(like, workload=workload(NOMINAL, regime), replicas=1, seed=like.seed + 100)
+    return steady_group(tag, REPLICAS, SETTINGS, idle_s=IDLE_S, rows=rows)

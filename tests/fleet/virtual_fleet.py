@@ -16,14 +16,12 @@ from typing import Any, Final, TypeVar
 
 from nightjar.cluster.service.policy_service import PolicyService
 from nightjar.cluster.storage.journal import JournalEntry
-from nightjar.deployments.agent import ReplicaAgent, ReplicaIdentity
-from nightjar.deployments.engine_watch import EngineWatch
 from nightjar.policy.wire.report import LoadReport
 from nightjar.policy.wire.settings import ExchangeReply
 from nightjar.policy.wire.status import FleetStatus
 from tests.cluster.protocol import MemoryJournal, running_service
 from tests.fleet.courses import ReplicaCourse
-from tests.fleet.hosted_engine import HostedEngine, Part, ScenarioClock, UnseenMetrics
+from tests.fleet.hosted_engine import Hosted, Part, ScenarioClock, courses_of, end_agents
 
 T = TypeVar("T")
 
@@ -71,14 +69,6 @@ class WirePolicy:
         return ExchangeReply.from_wire(reply.to_wire())
 
 
-@dataclass(frozen=True, slots=True)
-class Hosted:
-    """One replica: its engine, and the loop that carries reports and settings."""
-
-    engine: HostedEngine
-    agent: asyncio.Task[None]
-
-
 class VirtualFleet:
     """Replicas that begin together, and the policy service that steers them. Every method takes virtual time alone."""
 
@@ -114,10 +104,7 @@ class VirtualFleet:
 
     def courses(self) -> dict[str, ReplicaCourse]:
         """Every replica's course until now, by id. Raises what ended an agent."""
-        for hosted in self._replicas.values():
-            if hosted.agent.done():
-                hosted.agent.result()
-        return {replica_id: hosted.engine.course() for replica_id, hosted in self._replicas.items()}
+        return courses_of(self._replicas)
 
     def end(self) -> dict[str, ReplicaCourse]:
         """End the scenario with the next whole second, and its agents: every replica's course until then, by id."""
@@ -130,7 +117,8 @@ class VirtualFleet:
 
     def end_agents(self) -> None:
         """Nobody reports any more."""
-        self._run(self._end_agents())
+        self._run(end_agents(self._replicas.values()))
+        self._replicas = {}
 
     def status(self) -> FleetStatus:
         """The fleet as the policy sees it now."""
@@ -155,30 +143,8 @@ class VirtualFleet:
         self._look_until(all_confirmed, f"settings of {len(parts)} replicas")
 
     async def _begin_agent(self, part: Part) -> None:
-        engine = HostedEngine(part, self._clock)
-        identity = ReplicaIdentity(
-            replica_id=part.replica_id,
-            application="fleet",
-            deployment="LLM",
-            node_id="node",
-            group=part.scenario.profile.group,
-        )
-        agent = ReplicaAgent(
-            engine=engine,
-            policy=WirePolicy(self._service),
-            identity=identity,
-            watch=EngineWatch(),
-            metrics=UnseenMetrics(),
-        )
-        self._replicas[part.replica_id] = Hosted(engine, asyncio.create_task(agent.run()))
+        self._replicas[part.replica_id] = Hosted.begin(part, self._clock, WirePolicy(self._service), "node")
         await asyncio.sleep(APART_S)
-
-    async def _end_agents(self) -> None:
-        agents = [hosted.agent for hosted in self._replicas.values()]
-        for agent in agents:
-            agent.cancel()
-        await asyncio.gather(*agents, return_exceptions=True)
-        self._replicas = {}
 
     def _look_until(self, holds: Callable[[], bool], what: str) -> None:
         until_s = self._loop.time() + PATIENCE_S

@@ -28,12 +28,6 @@ pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with running_fake_server() as fake:
-        yield fake
-
-
 SAME_S = 0.001
 """So far a span of the wall clock and the same span of the monotonic one may be apart."""
 ENVIRONMENT = {**os.environ, "OPENAI_API_KEY": "sesame"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from html import unescape
 from pathlib import Path
 
@@ -19,28 +19,31 @@ from nightjar.loadtests.compare.run import TURNS_FILE, PlayedTurn
 from nightjar.loadtests.demo import command as commands
 from tests.loadtests.arms.fleet import FakeFleet
 from tests.loadtests.compare.harness import result
-from tests.loadtests.fake_server import FakeServer, running_fake_server
+from tests.loadtests.fake_server import FakeServer
 
 HARNESS = f"{sys.executable} -m tests.loadtests.compare.harness {{url}} {{result_file}} {{round}}"
 
 
+Compare = Callable[..., Result]
+
+
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+def fleet(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> FakeFleet:
     monkeypatch.setattr(session, "STEADY_S", 0.0)
     monkeypatch.setattr(session, "POLL_PERIOD_S", 0.01)
     monkeypatch.chdir(Path(__file__).parents[3])
-    with running_fake_server() as fake:
-        yield fake
-
-
-@pytest.fixture
-def fleet(server: FakeServer) -> FakeFleet:
     return FakeFleet(server)
 
 
-def call(server: FakeServer, folder: Path, *arguments: str, command: str = f"{HARNESS} none") -> Result:
-    options = ["--url", server.url, "--folder", str(folder), "--command", command, "--token", "secret-of-the-test"]
-    return CliRunner().invoke(app, [*options, *arguments])
+@pytest.fixture
+def compare(fleet: FakeFleet, tmp_path: Path) -> Compare:
+    """Runs the command with these arguments on the fleet, into the test's folder."""
+
+    def call(*arguments: str, command: str = f"{HARNESS} none") -> Result:
+        options = ["--url", fleet.server.url, "--folder", str(tmp_path), "--command", command, "--token", "secret-of-the-test"]
+        return CliRunner().invoke(app, [*options, *arguments])
+
+    return call
 
 
 def answer_at_once(load: object, url: str, seed: int, path: Path, where: str, *, places: Mapping[str, str]) -> None:
@@ -48,18 +51,17 @@ def answer_at_once(load: object, url: str, seed: int, path: Path, where: str, *,
     path.write_text(json.dumps(result(0.02)))
 
 
-def planned(server: FakeServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def planned(compare: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rounds of off against itself, without processes: each turn writes its result at once."""
-
     monkeypatch.setattr(run, "send", answer_at_once)
-    assert call(server, folder, "--arm", "off", "--arm", "again=off", "--rounds", "2", "--lessons", "0").exit_code == 0
+    assert compare("--arm", "off", "--arm", "again=off", "--rounds", "2", "--lessons", "0").exit_code == 0
 
 
 @pytest.mark.heavy
 def test_a_planted_slowdown_of_ten_percent_is_found_with_raw_results_table_and_page(
-    server: FakeServer, fleet: FakeFleet, tmp_path: Path
+    compare: Compare, fleet: FakeFleet, tmp_path: Path
 ) -> None:
-    done = call(server, tmp_path, "--arm", "off", "--arm", "pin=5", "--rounds", "6", command=f"{HARNESS} pin=5")
+    done = compare("--arm", "off", "--arm", "pin=5", "--rounds", "6", command=f"{HARNESS} pin=5")
     assert done.exit_code == 0, done.output
     (verdict,) = [line for line in done.stdout.splitlines() if line.startswith("pin=5 is ")]
     assert " slower than off: answers at 0.9" in verdict
@@ -73,18 +75,16 @@ def test_a_planted_slowdown_of_ten_percent_is_found_with_raw_results_table_and_p
 
 
 @pytest.mark.heavy
-def test_off_against_off_gives_no_verdict(server: FakeServer, fleet: FakeFleet, tmp_path: Path) -> None:
-    done = call(server, tmp_path, "--arm", "off", "--arm", "again=off", "--rounds", "6", "-o", "json", command=f"{HARNESS} none")
+def test_off_against_off_gives_no_verdict(compare: Compare) -> None:
+    done = compare("--arm", "off", "--arm", "again=off", "--rounds", "6", "-o", "json", command=f"{HARNESS} none")
     assert done.exit_code == 0, done.output
     (found,) = json.loads(done.stdout)["comparisons"]
     assert (found["arm"], found["verdict"]) == ("again", "no difference shown")
 
 
-def test_a_harness_that_fails_is_one_line_and_what_ran_before_is_put_back(
-    server: FakeServer, fleet: FakeFleet, tmp_path: Path
-) -> None:
+def test_a_harness_that_fails_is_one_line_and_what_ran_before_is_put_back(compare: Compare, fleet: FakeFleet) -> None:
     failing = f"{sys.executable} -m tests.loadtests.compare.harness {{url}} {{result_file}} -1 none"
-    done = call(server, tmp_path, "--arm", "off", "--arm", "pin=5", command=failing)
+    done = compare("--arm", "off", "--arm", "pin=5", command=failing)
     assert done.exit_code == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "ended with exit code 3; it said last: no dataset of that name; what was played is kept" in line
@@ -102,10 +102,8 @@ def test_a_harness_that_fails_is_one_line_and_what_ran_before_is_put_back(
     ],
     ids=["missing", "silent", "no place", "quotes"],
 )
-def test_a_command_that_cannot_give_a_result_is_one_line(
-    server: FakeServer, fleet: FakeFleet, tmp_path: Path, command: str, said: str
-) -> None:
-    done = call(server, tmp_path / "run", "--arm", "off", "--arm", "pin=5", command=command)
+def test_a_command_that_cannot_give_a_result_is_one_line(compare: Compare, fleet: FakeFleet, command: str, said: str) -> None:
+    done = compare("--arm", "off", "--arm", "pin=5", command=command)
     assert done.exit_code in {1, 2}
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert said in line
@@ -113,7 +111,7 @@ def test_a_command_that_cannot_give_a_result_is_one_line(
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(
-    server: FakeServer, fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compare: Compare, fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     played: list[tuple[int, str]] = []
 
@@ -126,19 +124,19 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
 
     monkeypatch.setattr(run, "send", send)
     arguments = ("--arm", "off", "--arm", "fleet", "--rounds", "5")
-    stopped = call(server, tmp_path, *arguments)
+    stopped = compare(*arguments)
     assert stopped.exit_code == 130
     assert "error: stopped; what was played is kept, --resume --folder" in stopped.stderr
     assert fleet.override is None
     turns_file = tmp_path / TURNS_FILE
     turns_file.write_text(turns_file.read_text() + '{"round": 2, "arm": "off", "is_le')  # killed while it wrote
 
-    again = call(server, tmp_path, *arguments)
+    again = compare(*arguments)
     assert (again.exit_code, "holds a comparison already" in again.stderr) == (1, True)
-    other = call(server, tmp_path, "--arm", "off", "--arm", "pin=5", "--rounds", "5", "--resume")
+    other = compare("--arm", "off", "--arm", "pin=5", "--rounds", "5", "--resume")
     assert (other.exit_code, "is a run with another arms" in other.stderr) == (1, True)
 
-    done = call(server, tmp_path, *arguments, "--resume")
+    done = compare(*arguments, "--resume")
     assert done.exit_code == 0, done.output
     assert "3 turns were played before, 9 are left" in done.stderr
     turns = [one for one in played if one[0]]
@@ -146,10 +144,10 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(
 
 
 def test_the_report_says_whether_what_was_learned_was_kept_and_what_ran(
-    server: FakeServer, fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compare: Compare, fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run, "send", answer_at_once)
-    assert call(server, tmp_path, "--arm", "off", "--arm", "nightjar", "--rounds", "1", "--lessons", "0").exit_code == 0
+    assert compare("--arm", "off", "--arm", "nightjar", "--rounds", "1", "--lessons", "0").exit_code == 0
     page = (tmp_path / "report.html").read_text()
     assert "nightjar: what was learned was kept from turn to turn" in page
     assert "nightjar is the planner nightjar, the paper's, in every engine" in unescape(page)
@@ -158,9 +156,9 @@ def test_the_report_says_whether_what_was_learned_was_kept_and_what_ran(
 
 
 def test_report_reads_the_folder_of_a_comparison_again_and_a_result_file_of_vllm_bench_serve(
-    server: FakeServer, fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned(server, tmp_path, monkeypatch)
+    planned(compare, monkeypatch)
     page = (tmp_path / "report.html").read_text()
     (tmp_path / "report.html").unlink()
     again = CliRunner().invoke(commands.app, ["report", str(tmp_path)])
@@ -172,10 +170,8 @@ def test_report_reads_the_folder_of_a_comparison_again_and_a_result_file_of_vllm
     assert (wrong.exit_code, wrong.stderr.count("\n")) == (1, 1)
 
 
-def test_sums_are_of_rounds_that_every_arm_played(
-    server: FakeServer, fleet: FakeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    planned(server, tmp_path, monkeypatch)
+def test_sums_are_of_rounds_that_every_arm_played(compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned(compare, monkeypatch)
     assert "| all | off | 16 | 0 |" in (tmp_path / "table.md").read_text()
     first, *others = (tmp_path / TURNS_FILE).read_text().splitlines(keepends=True)
     (tmp_path / TURNS_FILE).write_text("".join(others))
@@ -185,7 +181,7 @@ def test_sums_are_of_rounds_that_every_arm_played(
     assert first
 
 
-def test_another_server_is_an_arm_that_nobody_switches(server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_server_is_an_arm_that_nobody_switches(compare: Compare, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def send(load: object, url: str, seed: int, path: Path, where: str, *, places: Mapping[str, str]) -> None:
@@ -194,7 +190,7 @@ def test_another_server_is_an_arm_that_nobody_switches(server: FakeServer, tmp_p
 
     monkeypatch.setattr(run, "send", send)
     arms = ("--arm", "one=http://one:1", "--arm", "two=http://two:2")
-    done = call(server, tmp_path, *arms, "--rounds", "1", "--lessons", "0")
+    done = compare(*arms, "--rounds", "1", "--lessons", "0")
     assert done.exit_code == 0, done.output
     assert sorted(asked) == ["http://one:1", "http://two:2"]
     assert "put back" not in done.stderr
@@ -220,8 +216,8 @@ def test_our_own_load_is_played_with_a_warm_up_that_does_not_count(server: FakeS
         (["--url", "nowhere"], "server address 'nowhere'"),
     ],
 )
-def test_a_wrong_option_is_one_line_with_exit_code_2(server: FakeServer, tmp_path: Path, arguments: list[str], said: str) -> None:
-    done = call(server, tmp_path, *arguments)
+def test_a_wrong_option_is_one_line_with_exit_code_2(compare: Compare, arguments: list[str], said: str) -> None:
+    done = compare(*arguments)
     assert (done.exit_code, said in done.stderr, done.stderr.count("\n")) == (2, True, 1)
 
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -38,7 +37,7 @@ from nightjar.loadtests.load.regimes import arrival_times
 from nightjar.loadtests.load.rows import read_rows
 from nightjar.policy.wire.report import EngineLoad
 from tests.loadtests.demo.fake_demo import use_the_fake_system
-from tests.loadtests.fake_server import FakeServer, running_fake_server
+from tests.loadtests.fake_server import FakeServer
 from tests.loadtests.recorded import replica, sample
 from tests.reference.figures import demo_run
 
@@ -46,12 +45,6 @@ ROOT = Path(__file__).parents[3]
 FIXED = f"pin={read_served(demo.LOCAL_CONFIG).num_speculative_tokens}"
 WORKER_VARIABLE = "PYTEST_XDIST_WORKER"
 REGIME = "quiet:0.2@=10,surge:0.6@=20"
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with running_fake_server() as fake:
-        yield fake
 
 
 @pytest.fixture

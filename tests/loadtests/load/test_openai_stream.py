@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,15 +20,9 @@ from nightjar.loadtests.load.openai_stream import (
     first_model,
     stream_chat,
 )
-from tests.loadtests.fake_server import FakeServer, chunk, running_fake_server, usage, whole_answer
+from tests.loadtests.fake_server import FakeServer, chunk, usage, whole_answer
 
 REQUEST = ChatRequest(model="tiny", prompt="What do bees make?", max_tokens=4)
-
-
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
-    with running_fake_server() as fake:
-        yield fake
 
 
 def parsed(*events: dict[str, Any] | str, times: tuple[float, ...] = (), end_s: float = 9.0) -> ChatResult:

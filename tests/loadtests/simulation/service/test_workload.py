@@ -102,22 +102,6 @@ def test_a_traces_rate_and_speed_can_be_scaled(tmp_path: Path, rate_scale: float
     assert all(earlier.due_s <= later.due_s for earlier, later in pairwise(demands))
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("TIMESTAMP,ContextTokens\n", "column GeneratedTokens is missing"),
-        ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "0 rows"),
-        ("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,2\n", "trace.csv:2"),
-        ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,1\n", "trace.csv:2"),
-    ],
-)
-def test_a_file_that_is_no_trace_is_refused_with_its_line(tmp_path: Path, text: str, told: str) -> None:
-    path = tmp_path / "trace.csv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=told):
-        read_trace(path)
-
-
 def test_a_missing_trace_and_a_wrong_scale_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         read_trace(tmp_path / "none.csv")
