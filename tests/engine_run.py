@@ -1,4 +1,4 @@
-"""Runs a program that starts an engine and writes what happened, once a session, whichever worker of pytest needs it first."""
+"""Runs a program that starts an engine on a CPU and writes what happened, once a session, whichever worker first needs it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from filelock import FileLock
+
+ON_A_CPU: Final = {
+    "LD_PRELOAD": str(Path(sys.prefix) / "lib" / "libiomp5.so"),
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""What an engine on a CPU needs in its process's environment."""
 
 
 def ran_once(

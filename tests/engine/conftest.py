@@ -5,15 +5,13 @@ Each role runs once a session, also where pytest has several workers: the first 
 
 import importlib.util
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from tests.engine_run import ran_once
+from tests.engine_run import ON_A_CPU, ran_once
 
 if importlib.util.find_spec("vllm"):
     with warnings.catch_warnings():
@@ -23,16 +21,6 @@ if importlib.util.find_spec("vllm"):
 
 
 TIMEOUT_S: Final = 1800
-ON_A_CPU: Final = {
-    "LD_PRELOAD": str(Path(sys.prefix) / "lib" / "libiomp5.so"),
-    "OMP_NUM_THREADS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_NO_USAGE_STATS": "1",
-}
-"""What an engine on a CPU needs in its process's environment."""
 Outcome = dict[str, Any]
 RunRole = Callable[..., Outcome]
 

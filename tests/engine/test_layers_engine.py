@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine_run import ON_A_CPU
+
 pytest.importorskip("vllm")
 
 pytestmark = [pytest.mark.engine, pytest.mark.long]
@@ -67,17 +69,9 @@ engine.shutdown()
 
 
 def test_with_every_layer_but_steering_off_worker_and_drafter_are_vllms_and_k_is_obeyed(tmp_path: Path) -> None:
-    environment = os.environ | {
-        "LD_PRELOAD": str(Path(sys.prefix) / "lib" / "libiomp5.so"),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-    }
     output = tmp_path / "result.json"
     command = [sys.executable, "-c", ENGINE, str(tmp_path), str(output)]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    finished = subprocess.run(command, env=os.environ | ON_A_CPU, capture_output=True, text=True, timeout=600, check=False)
     assert output.exists(), finished.stdout[-3000:] + finished.stderr[-6000:]
     found = json.loads(output.read_text())
     assert found["layers"] == ["steering"]

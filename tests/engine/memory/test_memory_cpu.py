@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -426,33 +425,18 @@ def _load(checkpoint: Path, dtype: Any) -> Draft:
 
 
 def _save_random_llama(folder: Path, *, tied: bool) -> Path:
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "num_hidden_layers": NUM_LAYERS,
-        "num_attention_heads": NUM_HEADS,
-        "num_key_value_heads": NUM_HEADS // 2,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 128,
-        "rms_norm_eps": 1e-5,
-        "hidden_act": "silu",
-        "tie_word_embeddings": tied,
-        "torch_dtype": "bfloat16",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,)}
-    if not tied:
-        shapes["lm_head.weight"] = (VOCABULARY, HIDDEN)
-    for layer in range(NUM_LAYERS):
-        prefix = f"model.layers.{layer}"
-        shapes |= {f"{prefix}.self_attn.{name}_proj.weight": (HIDDEN, HIDDEN) for name in "qo"}
-        shapes |= {f"{prefix}.self_attn.{name}_proj.weight": (HIDDEN // 2, HIDDEN) for name in "kv"}
-        shapes |= {f"{prefix}.mlp.{name}_proj.weight": (INTERMEDIATE, HIDDEN) for name in ("gate", "up")}
-        shapes[f"{prefix}.mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
-        shapes |= {f"{prefix}.{name}_layernorm.weight": (HIDDEN,) for name in ("input", "post_attention")}
-    generator = torch.Generator().manual_seed(7)
-    tensors = {name: (0.05 * torch.randn(shape, generator=generator)).bfloat16() for name, shape in shapes.items()}
-    save_file(tensors, folder / "model.safetensors")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(7)
+    config = LlamaConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        num_hidden_layers=NUM_LAYERS,
+        num_attention_heads=NUM_HEADS,
+        num_key_value_heads=NUM_HEADS // 2,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=128,
+        tie_word_embeddings=tied,
+    )
+    LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
     return folder

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.deployments.engine.scheduler.catch_up_plan import (
-    WORTHWHILE_LAG_PER_TOKEN,
     Candidate,
     expected_tokens,
     most_expected_tokens,
@@ -61,11 +60,6 @@ def test_the_request_that_promises_most_for_its_lag_comes_first() -> None:
     rows = [Candidate("ends soon", 0, 10, 1, 2), Candidate("long", 0, 10, 1, 200), Candidate("short lag", 0, 1, 1, 50)]
     plan = plan_catch_up(rows, 100, reads_own_tokens=False)
     assert [portion.request_id for portion in plan] == ["short lag", "long", "ends soon"]
-
-
-def test_a_request_that_is_about_to_end_is_not_worth_a_long_context() -> None:
-    assert Candidate("a", 0, WORTHWHILE_LAG_PER_TOKEN * 3, 1, 3).is_worthwhile
-    assert not Candidate("a", 0, WORTHWHILE_LAG_PER_TOKEN * 3 + 1, 1, 3).is_worthwhile
 
 
 def test_a_request_is_worth_64_lag_tokens_for_each_token_that_it_still_generates() -> None:

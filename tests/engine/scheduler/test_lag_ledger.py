@@ -250,13 +250,6 @@ def test_no_more_is_found_of_a_block_than_was_asked_for() -> None:
     assert ledger.behind == {"b": 10}
 
 
-def test_no_more_blocks_are_written_than_a_request_holds() -> None:
-    cache = Cache(a=[1, 2])
-    cache.ledger.enter("a", 0, ())
-    cache.ledger.leave(at("a", 8))
-    assert cache.found([1, 2], 8) == 8
-
-
 def test_the_new_blocks_of_a_request_that_begins_hold_nothing_of_others() -> None:
     cache = Cache(a=[1, 2, 3, 4])
     cache.ledger.enter("a", 0, ())
