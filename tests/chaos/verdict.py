@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart, begun_above, most_at_once
@@ -77,13 +77,10 @@ class Observed:
 
     def within(self, from_s: float, to_s: float) -> Observed:
         """The same with the faults that began, and the requests that ended, in a stretch of time alone."""
-        return Observed(
+        return replace(
+            self,
             endured=tuple(one for one in self.endured if from_s <= one.began_s < to_s),
             answers=tuple(answer for answer in self.answers if from_s <= answer.ended_s < to_s),
-            events=self.events,
-            died_s=self.died_s,
-            most_leases=self.most_leases,
-            replayed=self.replayed,
         )
 
     @property

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict
-
 from nightjar.loadtests.load.regimes import Phase, Regime
 from nightjar.loadtests.report.charts import Band, Scale, Series
 from nightjar.loadtests.simulation.campaign.contestants import Contestant, choose
@@ -21,6 +19,7 @@ from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.results import Second, Totals
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
+from nightjar.policy.wire.record import Record
 from tests.reference.figures.picture import Panel, picture
 
 ROWS_FILE: Final = "changing-load.json"
@@ -39,10 +38,8 @@ HEIGHT: Final = 132
 HIGHEST_K: Final = 5.0
 
 
-class Point(BaseModel):
+class Point(Record):
     """What one service did in the seconds up to `at_s`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     planner: str
     at_s: float
@@ -51,10 +48,8 @@ class Point(BaseModel):
     """Over the steps that only decode; None without any."""
 
 
-class Rows(BaseModel):
+class Rows(Record):
     """A run, as it is kept."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     command: str
     profile: str

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict
-
 from nightjar.loadtests.arms.samples import read_samples
 from nightjar.loadtests.demo.report import BIN_S, ModeRun, mean_k, mode_run
 from nightjar.loadtests.demo.summary import RunSummary
@@ -20,6 +18,7 @@ from nightjar.loadtests.load.rows import read_rows
 from nightjar.loadtests.report.charts import Band, Scale, Series, round_marks
 from nightjar.loadtests.report.machine import RunFacts
 from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.record import Record
 from tests.reference.figures.picture import Panel, picture
 
 ROWS_FILE: Final = "demo.json"
@@ -30,10 +29,8 @@ WIDTH: Final = 520
 HEIGHT: Final = 132
 
 
-class Stretch(BaseModel):
+class Stretch(Record):
     """A phase, in seconds from the load's start, and what a mode gave in it; `speed` is None where nobody asked, and of off."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     phase: str
     start_s: float
@@ -41,20 +38,16 @@ class Stretch(BaseModel):
     speed: float | None
 
 
-class Curve(BaseModel):
+class Curve(Record):
     """One mode: its phases, and the mean K of every few seconds, which is None where no step ran."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mode: str
     stretches: tuple[Stretch, ...]
     mean_k: tuple[tuple[float, float | None], ...]
 
 
-class Rows(BaseModel):
+class Rows(Record):
     """A run, as it is kept."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     headline: str
     regime: str
