@@ -9,16 +9,19 @@ Fails closed: more decode rows or a longer K than the profile knows are extrapol
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping
 from functools import lru_cache
 from math import ceil, exp, log
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 from nightjar.loadtests.simulation.profiles import Drafter, Limits, MeasuredTable, Mechanics, Model, Profile, Roofline
 
 DraftRun = Literal["active", "stock", "dormant", "offloaded", "kv"]
 """What the drafter does in a step. At K=0 `active` and `stock` run its first forward, `kv` writes its KV, others run nothing."""
+WITH_FORWARDS: Final = frozenset({"active", "stock"})
+"""In these the drafter runs its forwards."""
 
 AT_ZERO: Final[Mapping[Mechanics, DraftRun]] = {
     Mechanics.DORMANT: "dormant",
@@ -34,8 +37,11 @@ PREFILL_STEP_TOKENS: Final = 32
 """Resolution of prompt lengths in prepared costs."""
 
 
-class StepCost(Protocol):
+class StepCost(ABC):
     """Seconds of one step of an engine, without noise."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        self._drafter = drafter
 
     def seconds(
         self,
@@ -51,6 +57,15 @@ class StepCost(Protocol):
 
         `verified_tokens`: drafts that each row verifies, K where None. `catch_up_tokens`: draft tokens that are recomputed.
         """
+        verified = num_speculative_tokens if verified_tokens is None else verified_tokens
+        seconds = self._forwards(decode_rows, context_tokens, num_speculative_tokens, prefill_tokens, draft, verified)
+        return seconds + _draft_prefill(self._drafter, prefill_tokens if draft in WITH_FORWARDS else 0, catch_up_tokens)
+
+    @abstractmethod
+    def _forwards(
+        self, decode_rows: int, context_tokens: float, length: int, prefill_tokens: int, draft: DraftRun, verified: int
+    ) -> float:
+        """Seconds without the draft's own prefill. `length` is K."""
 
 
 def step_cost(profile: Profile) -> StepCost:
@@ -58,45 +73,34 @@ def step_cost(profile: Profile) -> StepCost:
     return _cost(profile.step_cost, profile.drafter)
 
 
-class TableCost:
+class TableCost(StepCost):
     """Measured step times, interpolated."""
 
     def __init__(self, table: MeasuredTable, drafter: Drafter) -> None:
+        super().__init__(drafter)
         self._table = table
-        self._drafter = drafter
         self._log_sizes = [log(size) for size in table.batch_sizes]
         self._log_seconds = [[log(line[column] / 1e3) for line in table.milliseconds] for column in range(len(table.lengths))]
         self._log_stock_off = [log(value / 1e3) for value in table.stock_off_milliseconds]
 
-    def seconds(
-        self,
-        decode_rows: int,
-        context_tokens: float,
-        num_speculative_tokens: int,
-        prefill_tokens: int = 0,
-        draft: DraftRun = "active",
-        catch_up_tokens: int = 0,
-        verified_tokens: int | None = None,
+    def _forwards(
+        self, decode_rows: int, context_tokens: float, length: int, prefill_tokens: int, draft: DraftRun, verified: int
     ) -> float:
-        """As `StepCost.seconds`."""
-        table, drafter = self._table, self._drafter
-        verified = num_speculative_tokens if verified_tokens is None else verified_tokens
-        runs_draft = draft in {"active", "stock"}
-        seconds = 0.0
+        table, seconds = self._table, 0.0
         if decode_rows:
             off = self._at(self._log_seconds[0], decode_rows)
             seconds = off + (1.0 - table.draft_share) * (self._long(decode_rows, verified) - off)
             seconds += table.seconds_per_context_token * (context_tokens - decode_rows * table.context_tokens_per_row)
-            if num_speculative_tokens:
-                seconds += table.draft_share * (self._long(decode_rows, num_speculative_tokens) - off)
-            elif runs_draft:
+            if length:
+                seconds += table.draft_share * (self._long(decode_rows, length) - off)
+            elif draft in WITH_FORWARDS:
                 seconds += self._at(self._log_stock_off, decode_rows) - off
             seconds = max(seconds, 0.25 * off)
         if prefill_tokens:
             seconds = _smooth_maximum(PREFILL_SHARPNESS, seconds, table.prefill_seconds_per_token * prefill_tokens)
-        if not num_speculative_tokens:
-            seconds += _kv_pass(drafter, draft, decode_rows * (1 + verified) + prefill_tokens)
-        return seconds + _draft_prefill(drafter, prefill_tokens if runs_draft else 0, catch_up_tokens)
+        if not length:
+            seconds += _kv_pass(self._drafter, draft, decode_rows * (1 + verified) + prefill_tokens)
+        return seconds
 
     def _long(self, decode_rows: int, length: int) -> float:
         """The table at one K, linear between the lengths that were measured."""
@@ -115,42 +119,32 @@ class TableCost:
         return exp((1.0 - share) * log_seconds[upper - 1] + share * log_seconds[upper])
 
 
-class RooflineCost:
+class RooflineCost(StepCost):
     """Step times from hardware numbers."""
 
     def __init__(self, roofline: Roofline, drafter: Drafter) -> None:
+        super().__init__(drafter)
         self._roofline = roofline
-        self._drafter = drafter
 
-    def seconds(
-        self,
-        decode_rows: int,
-        context_tokens: float,
-        num_speculative_tokens: int,
-        prefill_tokens: int = 0,
-        draft: DraftRun = "active",
-        catch_up_tokens: int = 0,
-        verified_tokens: int | None = None,
+    def _forwards(
+        self, decode_rows: int, context_tokens: float, length: int, prefill_tokens: int, draft: DraftRun, verified: int
     ) -> float:
-        """As `StepCost.seconds`."""
         roofline = self._roofline
-        verified = num_speculative_tokens if verified_tokens is None else verified_tokens
-        runs_draft = draft in {"active", "stock"}
         if not decode_rows and not prefill_tokens:
-            return _draft_prefill(self._drafter, 0, catch_up_tokens)
+            return 0.0
         scored = decode_rows * (1 + verified)
         seconds = self._forward(roofline.target, scored + prefill_tokens, context_tokens, roofline.tensor_parallel_size)
         seconds += roofline.host_seconds + roofline.host_seconds_per_row * decode_rows
         seconds += roofline.sampler_seconds_per_token * scored
-        if num_speculative_tokens and decode_rows:
+        if length and decode_rows:
             seconds += roofline.proposer_seconds + roofline.proposer_seconds_per_row * decode_rows
             seconds += self._forward(roofline.draft, scored, context_tokens, 1)
-            seconds += (num_speculative_tokens - 1) * self._forward(roofline.draft, decode_rows, context_tokens, 1)
-        elif runs_draft and decode_rows:
+            seconds += (length - 1) * self._forward(roofline.draft, decode_rows, context_tokens, 1)
+        elif draft in WITH_FORWARDS and decode_rows:
             seconds += self._forward(roofline.draft, scored, context_tokens, 1)
-        elif not num_speculative_tokens:
+        elif not length:
             seconds += _kv_pass(self._drafter, draft, scored + prefill_tokens)
-        return seconds + _draft_prefill(self._drafter, prefill_tokens if runs_draft else 0, catch_up_tokens)
+        return seconds
 
     def _forward(self, model: Model, tokens: int, context_tokens: float, gpus: int) -> float:
         """Seconds of one forward over `tokens`; a model on several GPUs is split evenly."""

@@ -20,8 +20,7 @@ from typing import Self
 
 from nightjar.deployments.agent import EngineControl, Metrics, Policy, ReplicaAgent, ReplicaIdentity
 from nightjar.deployments.engine_watch import EngineWatch
-from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
-from nightjar.loadtests.simulation.service.fleet import EngineFactory, totals_of
+from nightjar.loadtests.simulation.service.fleet import EngineFactory, request_of, totals_of
 from nightjar.loadtests.simulation.service.results import Totals
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.timeline import Timeline
@@ -174,9 +173,7 @@ class HostedEngine(EngineControl):
         if self._adopted_before_first_request is None:
             self._adopted_before_first_request = len(self._adopted)
         self._engine.wait_until(demand.due_s)
-        self._engine.submit(
-            SimulatedRequest(demand.number, demand.due_s, demand.prompt_tokens, demand.output_tokens, demand.acceptance_class)
-        )
+        self._engine.submit(request_of(demand))
 
     def _note_second(self) -> None:
         self._totals.append(totals_of(self._engine))

@@ -100,12 +100,13 @@ def mean_of(bar: Bar, found: Sequence[Found]) -> Bar:
 
 def ratios(cells: Cells, who: str, other: str) -> list[Found]:
     """`who` over `other` at every place that both ran."""
-    found = []
-    for place in cells.places():
-        value = cells.ratio(place, who, other)
-        if value is not None:
-            found.append(Found(value=value, at=f"{place}, {who} over {other}", seeds=len(cells.seeds(place, who, other))))
-    return found
+    return [one for place in cells.places() for one in ratio_at(cells, place, who, other)]
+
+
+def ratio_at(cells: Cells, place: str, who: str, other: str) -> list[Found]:
+    """`who` over `other` at one place; nothing where they share no seed."""
+    value, seeds = cells.ratio(place, who, other), len(cells.seeds(place, who, other))
+    return [] if value is None else [Found(value=value, at=f"{place}, {who} over {other}", seeds=seeds)]
 
 
 def cell_means(rows: Iterable[RunRow], measure: str) -> list[Found]:

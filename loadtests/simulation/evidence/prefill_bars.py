@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from nightjar.loadtests.simulation.evidence.cells import GOODPUT, ByKind, Cells, Found, ratios, worst
+from nightjar.loadtests.simulation.evidence.cells import GOODPUT, ByKind, Cells, ratio_at, ratios, worst
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF, ORACLE
 
@@ -80,10 +80,10 @@ def prefill_bars(rows: ByKind) -> list[Bar]:
     over_static, over_oracle = [], []
     for place in cells.places():
         static = pair_name(*best_pair(rows.get(PREFILL_PICK, ()), place))
-        over_static += _fleet_over(cells, place, static)
+        over_static += ratio_at(cells, place, FLEET, static)
         knowing = [who for who in cells.planners(place) if who.startswith((ORACLE, _PAIR))]
         if knowing:
-            over_oracle += _fleet_over(cells, place, max(knowing, key=lambda who: cells.mean(place, who) or 0.0))
+            over_oracle += ratio_at(cells, place, FLEET, max(knowing, key=lambda who: cells.mean(place, who) or 0.0))
     meaning = "long prompts, short answers"
     return [
         worst(
@@ -109,13 +109,6 @@ def prefill_bars(rows: ByKind) -> list[Bar]:
             over_oracle,
         ),
     ]
-
-
-def _fleet_over(cells: Cells, place: str, other: str) -> list[Found]:
-    value = cells.ratio(place, FLEET, other)
-    if value is None:
-        return []
-    return [Found(value=value, at=f"{place}, {FLEET} over {other}", seeds=len(cells.seeds(place, FLEET, other)))]
 
 
 def _picked(rows: Iterable[RunRow], place: str) -> dict[str, float]:

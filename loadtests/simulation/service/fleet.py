@@ -23,6 +23,7 @@ from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.engine.simulated_engine import SimulatedEngine
 from nightjar.loadtests.simulation.engine.step_account import EngineTotals
 from nightjar.loadtests.simulation.rivals import FOR_COMPARISON
+from nightjar.loadtests.simulation.service.control_plane import ReportingEngine
 from nightjar.loadtests.simulation.service.results import Totals
 from nightjar.loadtests.simulation.service.router import Router
 from nightjar.loadtests.simulation.service.scenario import Scenario
@@ -30,11 +31,10 @@ from nightjar.loadtests.simulation.service.timeline import Timeline
 from nightjar.loadtests.simulation.service.workload import Demand
 from nightjar.policy.planners import LOCAL_PLANNERS
 from nightjar.policy.planners.local import LocalPlannerFactory
-from nightjar.policy.wire.report import DrafterState, LoadReport
-from nightjar.policy.wire.settings import IssuedSettings
+from nightjar.policy.wire.report import DrafterState
 
 
-class Engine(Protocol):
+class Engine(ReportingEngine, Protocol):
     """A simulated engine, as the service drives it."""
 
     now_s: float
@@ -73,15 +73,6 @@ class Engine(Protocol):
 
     def begin_anew(self) -> Sequence[SimulatedRequest]:
         """Drop every request that is here, and go on with the noise of an engine's second beginning; returns what was dropped."""
-
-    def wait_until(self, now_s: float) -> None:
-        """Move an idle engine's clock on."""
-
-    def report(self) -> LoadReport:
-        """What the agent would send now."""
-
-    def adopt(self, issued: IssuedSettings) -> str:
-        """Take settings into force or confirm those in force. Returns "" or why they were refused."""
 
     def scale_acceptance(self, factor: float) -> None:
         """Acceptance of all classes is `factor` times the profile's from now on."""
@@ -162,14 +153,7 @@ class Fleet:
         number = self._router.pick(demand.user)
         replica = self.replicas[number]
         replica.engine.wait_until(demand.due_s)
-        request = SimulatedRequest(
-            demand.number,
-            demand.due_s,
-            demand.prompt_tokens,
-            demand.output_tokens,
-            demand.acceptance_class,
-            demand.cached_tokens,
-        )
+        request = request_of(demand)
         replica.engine.submit(request)
         if not replica.is_running:
             replica.is_running = True
@@ -248,6 +232,12 @@ class EngineFactory:
             track_regret=scenario.track_regret,
             draws=draws_of(scenario.seed),
         )
+
+
+def request_of(demand: Demand) -> SimulatedRequest:
+    """What an engine is given of a demand."""
+    asked = demand.prompt_tokens, demand.output_tokens, demand.acceptance_class, demand.cached_tokens
+    return SimulatedRequest(demand.number, demand.due_s, *asked)
 
 
 def replica_name(number: int) -> str:
