@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 Version = tuple[int, int]
 """Incarnation and sequence of settings."""
@@ -57,32 +58,9 @@ class EventLog:
         self._replica_id = replica_id
         self._file = folder / f"{replica_id}.jsonl"
 
-    def note(
-        self,
-        kind: EventKind,
-        *,
-        at_s: float | None = None,
-        pid: int = 0,
-        node_id: str = "",
-        application_version: int = 0,
-        request: str = "",
-        version: Version | None = None,
-        fault: int = 0,
-        in_restart: bool = False,
-    ) -> None:
-        """Write one event, of now unless `at_s` says when."""
-        event = Event(
-            replica_id=self._replica_id,
-            at_s=time.monotonic() if at_s is None else at_s,
-            kind=kind,
-            pid=pid,
-            node_id=node_id,
-            application_version=application_version,
-            request=request,
-            version=version,
-            fault=fault,
-            in_restart=in_restart,
-        )
+    def note(self, kind: EventKind, *, at_s: float | None = None, **told: Any) -> None:
+        """Write one event, of now unless `at_s` says when; `told` are further fields of it."""
+        event = Event(self._replica_id, time.monotonic() if at_s is None else at_s, kind, **told)
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(event)) + "\n")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nightjar.loadtests.arms.samples import StatusSample
 from nightjar.loadtests.load.rows import RequestRow
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, EngineLoad, StepTotals
 from nightjar.policy.wire.settings import SettingsVersion, TableRow
-from nightjar.policy.wire.status import FleetStatus, GroupStatus, PolicyStatus, ReplicaStatus
+from nightjar.policy.wire.status import FleetStatus, GroupStatus, OverrideStatus, PolicyStatus, ReplicaStatus
 
 
 def totals(
@@ -48,26 +50,29 @@ def replica(
     )
 
 
-def sample(time_s: float, mode: str, *replicas: ReplicaStatus, incarnation: int = 1, pid: int = 1) -> StatusSample:
-    policy = PolicyStatus(incarnation=incarnation, pid=pid, uptime_s=1.0, mode=Mode.parse("auto"), planner="fleet")
+def fleet(
+    *replicas: ReplicaStatus, mode: str = "auto", planner: str = "fleet", overrides: tuple[OverrideStatus, ...] = (), **policy: Any
+) -> FleetStatus:
+    """One group of these; `policy` are further fields of what the policy says of itself."""
+    told: dict[str, Any] = {"incarnation": 1, "pid": 1, "uptime_s": 1.0} | policy
     rows = (TableRow(first_batch_size=1, last_batch_size=4, num_speculative_tokens=5),)
-    groups = (GroupStatus(group_id="g", replicas=len(replicas), planner="fleet", rows=rows),)
-    return StatusSample(time_s=time_s, mode=mode, status=FleetStatus(policy=policy, groups=groups, replicas=replicas))
+    return FleetStatus(
+        policy=PolicyStatus(mode=Mode.parse(mode), planner=planner, **told),
+        overrides=overrides,
+        groups=(GroupStatus(group_id="g", replicas=len(replicas), planner=planner, rows=rows),),
+        replicas=replicas,
+    )
+
+
+def sample(time_s: float, mode: str, *replicas: ReplicaStatus, incarnation: int = 1, pid: int = 1) -> StatusSample:
+    return StatusSample(time_s=time_s, mode=mode, status=fleet(*replicas, incarnation=incarnation, pid=pid))
 
 
 def row(
-    request_id: str, phase: str, scheduled_s: float, *, start_s: float, mode: str = "off", error: str = "", ttft_s: float = 0.5
+    request_id: str, phase: str, scheduled_s: float, *, start_s: float, mode: str = "off", error: str = "", **more: Any
 ) -> RequestRow:
-    return RequestRow(
-        request_id=request_id,
-        phase=phase,
-        mode=mode,
-        scheduled_s=scheduled_s,
-        start_s=start_s,
-        ttft_s=None if error else ttft_s,
-        tpot_s=None if error else 0.1,
-        e2e_s=2.0,
-        completion_tokens=None if error else 16,
-        status=0 if error else 200,
-        error=error,
-    )
+    """`more` are fields of a whole answer that differ."""
+    whole = {"ttft_s": 0.5, "tpot_s": 0.1, "e2e_s": 2.0, "completion_tokens": 16, "status": 200}
+    failed = {"ttft_s": None, "tpot_s": None, "completion_tokens": None, "status": 0} if error else {}
+    named = {"request_id": request_id, "phase": phase, "mode": mode, "scheduled_s": scheduled_s, "start_s": start_s, "error": error}
+    return RequestRow.model_validate(whole | more | failed | named)

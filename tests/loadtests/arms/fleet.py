@@ -7,9 +7,9 @@ from typing import Any
 
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import to_plain
-from nightjar.policy.wire.status import FleetStatus, GroupStatus, OverrideStatus, PolicyStatus
+from nightjar.policy.wire.status import OverrideStatus
 from tests.loadtests.fake_server import FakeServer
-from tests.loadtests.recorded import replica, totals
+from tests.loadtests.recorded import fleet, replica, totals
 
 
 class FakeFleet:
@@ -51,14 +51,7 @@ class FakeFleet:
         self.steps += 10
         counted = totals(self.mode.num_speculative_tokens or 0, self.steps)
         mode = str(self.mode if self.confirms else self.settings)
-        policy = PolicyStatus(incarnation=1, pid=1, uptime_s=1.0, mode=self.settings, planner=self.planner, decision_age_s=-1e9)
-        return json.dumps(
-            to_plain(
-                FleetStatus(
-                    policy=policy,
-                    overrides=tuple(self.overrides),
-                    groups=(GroupStatus(group_id="g", replicas=2, planner=self.planner),),
-                    replicas=tuple(replica(name, counted, mode=mode) for name in ("r1", "r2")),
-                )
-            )
-        ).encode()
+        replicas = (replica(name, counted, mode=mode) for name in ("r1", "r2"))
+        overrides = tuple(self.overrides)
+        status = fleet(*replicas, mode=str(self.settings), planner=self.planner, overrides=overrides, decision_age_s=-1e9)
+        return json.dumps(to_plain(status)).encode()

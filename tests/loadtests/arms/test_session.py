@@ -14,20 +14,18 @@ from nightjar.loadtests.arms import session
 from nightjar.loadtests.arms.arm import TurnError, parse_arm
 from nightjar.loadtests.arms.session import Session, not_applied, put_back_request, service_api
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.status import FleetStatus, GroupStatus, OverrideStatus, PolicyStatus
+from nightjar.policy.wire.status import FleetStatus, OverrideStatus
+from tests.loadtests import recorded
 from tests.loadtests.arms.fleet import FakeFleet
 from tests.loadtests.fake_server import running_fake_server
 from tests.loadtests.recorded import replica
 
 
 def status(*modes: str, planner: str = "fleet", decision_age_s: float = 0.0, confirmed: bool = True) -> FleetStatus:
-    policy = PolicyStatus(
-        incarnation=1, pid=1, uptime_s=1.0, mode=Mode.parse("auto"), planner=planner, decision_age_s=decision_age_s
-    )
-    replicas = tuple(
+    replicas = (
         replica(f"r{number}", mode=mode).model_copy(update={"settings_confirmed": confirmed}) for number, mode in enumerate(modes)
     )
-    return FleetStatus(policy=policy, groups=(GroupStatus(group_id="g", replicas=len(modes), planner=planner),), replicas=replicas)
+    return recorded.fleet(*replicas, planner=planner, decision_age_s=decision_age_s)
 
 
 @pytest.mark.parametrize(

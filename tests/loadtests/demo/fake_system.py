@@ -21,9 +21,8 @@ from typing import Any
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import to_plain
 from nightjar.policy.wire.report import EngineLoad
-from nightjar.policy.wire.status import FleetStatus, PolicyStatus
 from tests.loadtests.fake_server import running_fake_server, whole_answer
-from tests.loadtests.recorded import replica, totals
+from tests.loadtests.recorded import fleet, replica, totals
 from tests.policy.step.steering_settings import settings, table
 
 PLANNED_LENGTH = 3
@@ -91,15 +90,8 @@ class FakeSystem:
             names = ("r1", "r2")
             version = {"sequence": self.sequence, "incarnation": self.incarnation}
             replicas = tuple(replica(name, *counted, mode=str(self.mode), load=load, **version) for name in names)
-            policy = PolicyStatus(
-                incarnation=self.incarnation,
-                pid=self.policy.pid,
-                uptime_s=1.0,
-                mode=self.mode,
-                planner="fleet",
-                journal_path=str(self.journal),
-            )
-            return json.dumps(to_plain(FleetStatus(policy=policy, replicas=replicas))).encode()
+            policy: dict[str, Any] = {"incarnation": self.incarnation, "pid": self.policy.pid, "journal_path": str(self.journal)}
+            return json.dumps(to_plain(fleet(*replicas, mode=str(self.mode), **policy))).encode()
 
 
 def main(arguments: list[str]) -> int:

@@ -5,25 +5,14 @@ from __future__ import annotations
 from nightjar.loadtests.load.figures import LoadSummary, ProcessReport, Seen, figures_of, lines_of
 from nightjar.loadtests.load.rows import RequestRow
 from nightjar.loadtests.load.trace_join import JoinShares
+from tests.loadtests import recorded
 
 
 def row(number: int, *, lag_s: float = 0.0, error: str = "", output: int = 10) -> RequestRow:
-    return RequestRow(
-        request_id=f"trace-{number}",
-        phase="trace",
-        scheduled_s=number,
-        schedule_lag_s=lag_s,
-        start_s=1000.0 + number + lag_s,
-        ttft_s=None if error else 0.2,
-        tpot_s=None if error else 0.05,
-        e2e_s=1.0,
-        prompt_tokens=110,
-        completion_tokens=output,
-        asked_prompt_tokens=100,
-        asked_output_tokens=10,
-        status=0 if error else 200,
-        error=error,
-    )
+    return recorded.row(
+        f"trace-{number}", "trace", number, start_s=1000.0 + number + lag_s, error=error, schedule_lag_s=lag_s, ttft_s=0.2,
+        tpot_s=0.05, e2e_s=1.0, prompt_tokens=110, completion_tokens=output, asked_prompt_tokens=100, asked_output_tokens=10,
+    )  # fmt: skip
 
 
 def report(*rows: RequestRow, began_s: float = 1000.0, delays_s: tuple[float, ...] = (0.001,) * 100) -> ProcessReport:

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from nightjar.cluster.cli import app
 from nightjar.loadtests.load.figures import LOAD_FILE, LoadSummary, ProcessReport, Seen, figures_of
 from nightjar.loadtests.load.goodput import GoodputError, GoodputTarget, Timed, goodput_of, parse_goodput, pooled
-from nightjar.loadtests.load.rows import RequestRow, RowWriter
+from nightjar.loadtests.load.rows import RowWriter
+from tests.loadtests import recorded
 
 MILLISECONDS = st.floats(0.001, 1e6)
 SECONDS = st.floats(0, 1e3)
@@ -83,13 +84,9 @@ def load_test(folder: Path, ttfts_s: tuple[float, ...]) -> Path:
     """A recorded load test of one process, ten tokens a request."""
     writer, rows = RowWriter(folder / "requests.jsonl"), []
     for number, ttft_s in enumerate(ttfts_s):
-        rows.append(
-            RequestRow(
-                request_id=f"trace-{number}", phase="trace", scheduled_s=0, start_s=100, ttft_s=ttft_s, tpot_s=0.01, e2e_s=10,
-                completion_tokens=10, status=200,
-            )
-        )  # fmt: skip
-        writer.write(rows[-1])
+        one = recorded.row(f"trace-{number}", "trace", 0, start_s=100, ttft_s=ttft_s, tpot_s=0.01, e2e_s=10, completion_tokens=10)
+        rows.append(one)
+        writer.write(one)
     writer.close()
     figures = figures_of([ProcessReport(100.0, [0.0], [Seen.of(row) for row in rows])])
     summary = LoadSummary(host="http://host", model="tiny", load="trace.csv", seed=0, figures=figures)

@@ -31,21 +31,9 @@ def row(
     as_published: bool = False,
     replicas: int = 1,
     error: str = "",
-    plan: Sequence[float] = (),
-    tokens: Sequence[float] = (),
-    true_tokens_per_s: Sequence[float] = (),
-    plan_without_liar: Sequence[float] = (),
-    true_tokens_per_s_without_liar: Sequence[float] = (),
-    **measures: float,
+    **found: float | tuple[float, ...],
 ) -> RunRow:
-    every = {
-        "plan": plan,
-        "tokens": tokens,
-        "true_tokens_per_s": true_tokens_per_s,
-        "plan_without_liar": plan_without_liar,
-        "true_tokens_per_s_without_liar": true_tokens_per_s_without_liar,
-    }
-    series = {name: tuple(values) for name, values in every.items() if values}
+    """What is `found` is a measure, or a series where it is several numbers."""
     return RunRow(
         kind=kind,
         place=place,
@@ -57,7 +45,7 @@ def row(
         variant=variant,
         replicas=replicas,
         seed=seed,
-        measures=measures,
-        series=series,
+        measures={name: value for name, value in found.items() if not isinstance(value, tuple)},
+        series={name: values for name, values in found.items() if isinstance(values, tuple)},
         error=error,
     )

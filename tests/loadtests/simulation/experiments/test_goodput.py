@@ -17,13 +17,14 @@ from nightjar.loadtests.simulation.evidence.goodput_table import KIND, goodput_g
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.goodput import COARSE_PERCENT, UNDER_TARGET
-from nightjar.loadtests.simulation.profiles import Mechanics, read_profile
+from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.loadtests.simulation.service.measures import timed
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice, Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
 from nightjar.loadtests.simulation.service.workload import Workload
 from nightjar.policy.wire.operator import parse_operator_settings
 from tests.benchmarks.policy.suite import SUITE
+from tests.loadtests.simulation.evidence import run_rows
 
 PROFILE = read_profile("qwen-7b-0.5b-rtx4090")
 OFF = PlannerChoice("fleet", operator=parse_operator_settings({"mode": "off"}))
@@ -71,10 +72,9 @@ def test_a_request_in_flight_at_the_end_counts_once_it_can_no_longer_keep_the_ta
 
 
 def row(percent: int, share: float, planner: str = "off", seed: int = 0) -> RunRow:
-    measures = {"offered_requests_per_s": percent / 10, "within_target_share": share, "within_target_tokens_per_s": 5.0 * percent}
-    return RunRow(
-        kind=KIND, place=f"p/poisson {percent}%", profile=PROFILE.name, load=f"poisson {percent}%", planner=planner,
-        mechanics=Mechanics.DORMANT, variant=str(TARGET), replicas=1, seed=seed, measures=measures,
+    return run_rows.row(
+        KIND, planner, f"{PROFILE.name}/poisson {percent}%", seed, variant=str(TARGET), offered_requests_per_s=percent / 10,
+        within_target_share=share, within_target_tokens_per_s=5.0 * percent,
     )  # fmt: skip
 
 
