@@ -1,4 +1,4 @@
-"""`nightjar export` and `nightjar import`: what the fleet has learned, as a file, out of one policy and into another."""
+"""`nightjar export` and `nightjar import`: what the fleet has learned, out of one policy and into another, or into vLLM's table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from rich.console import Console
 from nightjar.cluster.api.http_client import DEFAULT_URL
 from nightjar.cluster.api.operations import IMPORT, LEARNED, ImportedGroup
 from nightjar.cluster.commands.options import Output, OutputOption, TokenOption, UrlOption, call, escaped, fail
-from nightjar.cluster.storage.learned_file import MAX_FILE_BYTES, LearnedFileError, chosen_groups, parse_learned_file
+from nightjar.cluster.storage.learned_file import MAX_FILE_BYTES, LearnedFileError, chosen_groups, chosen_table, parse_learned_file
+from nightjar.policy.status.stock_table import StockTable, in_words
 
 app = typer.Typer()
 
@@ -22,16 +23,35 @@ T = TypeVar("T")
 
 @app.command("export")
 def export_file(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write; an older file gives way.", show_default=False)],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Where to write; an older file gives way.", show_default=False)
+    ] = None,
+    vllm_table: Annotated[
+        bool,
+        typer.Option("--vllm-table", help="Print vLLM's own table of K by batch size instead, for an engine without Nightjar."),
+    ] = False,
+    group: Annotated[
+        str, typer.Option("--group", help="With --vllm-table: whose (its id as in status).", show_default="the only one")
+    ] = "",
     url: UrlOption = DEFAULT_URL,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Write what the fleet has learned as one JSON file: step times by batch and K, acceptance, what catching up costs.
 
     Another policy takes it by `nightjar import FILE`, or starts with it by the setting seed_from. Reads only; needs no token.
+
+    With --vllm-table it writes no file and prints `num_speculative_tokens_per_batch_size` as a line of YAML that belongs under
+    `speculative_config`, below comments: what the table is predicted to lose against steering, and what to know of it.
     """
+    if vllm_table == (file is not None):
+        fail("give FILE, where to write, or --vllm-table, which prints; one of them")
+    if group and not vllm_table:
+        fail(f"--group {group[:60]}: goes with --vllm-table alone; a file has all groups")
     content = call(url, "", {}, LEARNED)
     learned = _or_fail(url, lambda: parse_learned_file(content))
+    if file is None:
+        _print_table(_or_fail(url, lambda: chosen_table(learned, group)), output)
+        return
     try:
         _write(file, content)
     except OSError as error:
@@ -44,6 +64,21 @@ def export_file(
     console.print(f"{escaped(str(file))}: {learned.in_words()}", highlight=False)
     for headline in learned.about.groups:
         console.print(f"  {escaped(headline)}", highlight=False)
+
+
+def _print_table(table: StockTable, output: Output) -> None:
+    """As YAML below comments, or as JSON; never broken where the terminal ends, so that it can be pasted."""
+    rows = table.vllm_rows
+    if output is Output.JSON:
+        config = {"num_speculative_tokens": table.num_speculative_tokens, "num_speculative_tokens_per_batch_size": rows}
+        lost = table.lost.model_dump() if table.lost is not None else None
+        typer.echo(
+            json.dumps({"group_id": table.group_id, "speculative_config": config, "lost": lost, "notes": [*in_words(table)]})
+        )
+        return
+    for line in in_words(table):
+        typer.echo(f"# {line}")
+    typer.echo(f"num_speculative_tokens_per_batch_size: {json.dumps(rows)}")
 
 
 @app.command("import")

@@ -43,6 +43,7 @@ from nightjar.cluster.telemetry.policy_metrics import PolicyNumbers, policy_numb
 from nightjar.policy.controller import Controller
 from nightjar.policy.operator.overrides import effective_mode
 from nightjar.policy.priors import exported
+from nightjar.policy.status.stock_table import stock_tables
 from nightjar.policy.wire.explanation import Explanation
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
@@ -232,8 +233,9 @@ class PolicyService:
 
     def learned_file(self) -> LearnedFile:
         """What the fleet has learned, for a file. Reads values that nobody changes, so that it may be called from any thread."""
-        now_s, by_hand = self._clock(), self._operator.by_hand(self._clock())
-        return learned_file(exported(self._controller.state, now_s), self.incarnation, now_s, self._fleet_id, by_hand)
+        now_s, by_hand, state = self._clock(), self._operator.by_hand(self._clock()), self._controller.state
+        tables = stock_tables(state, self._settings, now_s)
+        return learned_file(exported(state, now_s), self.incarnation, now_s, self._fleet_id, by_hand, tables)
 
     async def learned(self) -> bytes:
         """The same as the file's bytes. Written in a thread: the largest takes a while."""

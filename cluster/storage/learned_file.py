@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 from nightjar.cluster.storage.handover import ByHand
 from nightjar.policy.learned import LearnedCell, LearnedGroup, Measurable
 from nightjar.policy.priors import MAX_SEED_GROUPS
+from nightjar.policy.status.stock_table import MAX_TABLES, StockTable
 from nightjar.policy.wire.batch_buckets import bucket_range
 from nightjar.policy.wire.record import Reason, Record, to_plain
 from nightjar.policy.wire.report import GroupKey
@@ -41,7 +42,8 @@ class LearnedFileError(ValueError):
 class About(Record):
     """What a file is about, for the reader. `fleet_id` is the writing fleet's, the same over restarts of its policy: a fleet that
     is answered by itself knows it by this. `by_hand` is what operators had set there, for the cluster that takes its place; an
-    import does not look at it. Older releases write neither.
+    import does not look at it. `vllm_tables` are the groups' evidence as vLLM's own tables, which nobody reads back. Older releases
+    write none of these.
     """
 
     written_at: Annotated[str, Field(max_length=64)] = ""
@@ -49,6 +51,7 @@ class About(Record):
     incarnation: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
     groups: Annotated[tuple[Reason, ...], Field(max_length=MAX_SEED_GROUPS)] = ()
     by_hand: ByHand | None = None
+    vllm_tables: Annotated[tuple[StockTable, ...], Field(max_length=MAX_TABLES)] | None = None
 
 
 class LearnedFile(Record):
@@ -66,7 +69,12 @@ class LearnedFile(Record):
 
 
 def learned_file(
-    groups: tuple[LearnedGroup, ...], incarnation: int, now_s: float, fleet_id: str = "", by_hand: ByHand | None = None
+    groups: tuple[LearnedGroup, ...],
+    incarnation: int,
+    now_s: float,
+    fleet_id: str = "",
+    by_hand: ByHand | None = None,
+    vllm_tables: tuple[StockTable, ...] | None = None,
 ) -> LearnedFile:
     """The file of what `incarnation` of a fleet knows at `now_s`, seconds since the epoch."""
     about = About(
@@ -75,6 +83,7 @@ def learned_file(
         incarnation=incarnation,
         groups=tuple(_headline(group.key) for group in groups),
         by_hand=by_hand,
+        vllm_tables=vllm_tables,
     )
     return LearnedFile(about=about, groups=groups)
 
@@ -88,6 +97,25 @@ def chosen_groups(file: LearnedFile, group_ids: Sequence[str]) -> LearnedFile:
             raise LearnedFileError(f"group: {_short(group_id)} is not in the file, which holds {', '.join(near) or 'none'}")
     groups = tuple(group for group in file.groups if not group_ids or group.key.group_id in group_ids)
     return file.model_copy(update={"groups": groups})
+
+
+def chosen_table(file: LearnedFile, group_id: str) -> StockTable:
+    """The table of the group that is named, or of the only one. Raises LearnedFileError where there is none, with the reason."""
+    tables = file.about.vllm_tables
+    if tables is None:
+        raise LearnedFileError("a release of Nightjar wrote this that makes no tables for vLLM; upgrade the policy")
+    held = {table.group_id: table for table in tables}
+    if not held:
+        raise LearnedFileError("group: there is none, no replica has ever reported")
+    if not group_id and len(held) > 1:
+        raise LearnedFileError(f"group: there are {len(held)}, name one of {', '.join(list(held)[:5])}")
+    if group_id and group_id not in held:
+        near = get_close_matches(group_id, held, n=3, cutoff=0.3) or list(held)[:3]
+        raise LearnedFileError(f"group: {_short(group_id)} is not known, there is {', '.join(near)}")
+    table = held[group_id] if group_id else next(iter(held.values()))
+    if table.why_none:
+        raise LearnedFileError(f"group {table.group_id}: {table.why_none}")
+    return table
 
 
 def to_text(file: LearnedFile) -> bytes:

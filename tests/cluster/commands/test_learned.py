@@ -8,12 +8,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from nightjar.cluster import cli
 from nightjar.cluster.storage.learned_file import MAX_FILE_BYTES, parse_learned_file, to_text
+from nightjar.policy.status.stock_table import StockTable
 from tests.cluster.protocol import GROUP
-from tests.cluster.seeds import some_file
+from tests.cluster.seeds import some_file, some_table
 
 Handler = Callable[[httpx.Request], httpx.Response]
 TEXT = to_text(some_file())
@@ -145,4 +147,72 @@ def test_a_missing_file_and_an_unknown_group_are_one_line(serve: Callable[[Handl
     requests = serve(taken)
     assert "No such file or directory" in call("import", str(file.with_name("gone.json"))).stderr
     assert f"is not in the file, which holds {GROUP.group_id}" in call("import", str(file), "--group", "smolm").stderr
+    assert not requests
+
+
+def with_tables(*tables: StockTable) -> Handler:
+    return lambda _: httpx.Response(200, content=to_text(some_file(vllm_tables=tables)))
+
+
+def test_a_table_is_printed_as_yaml_that_belongs_under_speculative_config_with_what_it_loses(
+    serve: Callable[[Handler], list[httpx.Request]],
+) -> None:
+    requests = serve(with_tables(some_table()))
+    done = call("export", "--vllm-table", "--url", "http://gpu-box:9000")
+    assert done.exit_code == 0, done.stderr
+    assert str(requests[0].url) == "http://gpu-box:9000/nightjar/learned"
+    assert yaml.safe_load(done.stdout) == {"num_speculative_tokens_per_batch_size": [[1, 4, 5], [5, 8, 2]]}
+    assert "-2.0 % of tokens a second (-1.0 % to -3.0 %) at the batches that ran, -4.1 % at batch 6-7" in done.stdout
+    for told in ("num_speculative_tokens: 5", "those in prefill too", "still runs the drafter", "piecewise CUDA graphs"):
+        assert told in done.stdout
+
+
+def test_a_table_as_json_is_a_part_of_a_speculative_config(serve: Callable[[Handler], list[httpx.Request]]) -> None:
+    serve(with_tables(some_table("a-1"), some_table("b-2")))
+    printed = json.loads(call("export", "--vllm-table", "--group", "b-2", "-o", "json").stdout)
+    assert printed["group_id"] == "b-2"
+    assert printed["speculative_config"] == {
+        "num_speculative_tokens": 5,
+        "num_speculative_tokens_per_batch_size": [[1, 4, 5], [5, 8, 2]],
+    }
+    assert printed["lost"] == {"share": 0.02, "low": 0.01, "high": 0.03}
+
+
+@pytest.mark.parametrize(
+    ("tables", "arguments", "part"),
+    [
+        ((some_table("a-1"), some_table("b-2")), (), "group: there are 2, name one of a-1, b-2"),
+        ((some_table("a-1"), some_table("b-2")), ("--group", "b-3"), "group: 'b-3' is not known, there is b-2"),
+        ((some_table("a-1", "it drafts with suffix, which"),), (), "group a-1: it drafts with suffix"),
+        ((some_table("a-1", "it has learned nothing yet"),), ("--group", "a-1"), "group a-1: it has learned nothing yet"),
+        ((), (), "group: there is none, no replica has ever reported"),
+    ],
+)
+def test_why_there_is_no_table_is_one_line(
+    serve: Callable[[Handler], list[httpx.Request]], tables: tuple[StockTable, ...], arguments: tuple[str, ...], part: str
+) -> None:
+    serve(with_tables(*tables))
+    done = call("export", "--vllm-table", *arguments)
+    assert (done.exit_code, done.stderr.count("\n"), done.stdout) == (1, 1, "")
+    assert part in done.stderr
+
+
+def test_a_policy_of_an_older_release_gives_no_table_in_one_line(serve: Callable[[Handler], list[httpx.Request]]) -> None:
+    serve(learned)
+    done = call("export", "--vllm-table")
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert "upgrade the policy" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [((), "give FILE"), (("out.json", "--vllm-table"), "one of them"), (("out.json", "--group", "a"), "--group a: goes with")],
+)
+def test_an_export_that_is_neither_a_file_nor_a_table_is_refused_before_anybody_is_called(
+    serve: Callable[[Handler], list[httpx.Request]], arguments: tuple[str, ...], part: str
+) -> None:
+    requests = serve(learned)
+    done = call("export", *arguments)
+    assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
+    assert part in done.stderr
     assert not requests

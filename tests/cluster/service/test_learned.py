@@ -118,6 +118,23 @@ async def test_what_is_exported_is_what_was_learned_and_can_be_imported_elsewher
         assert steps_of(other) == [MOST_SEED_STEPS]
 
 
+async def test_what_is_exported_says_what_vllms_own_table_would_be_or_why_there_is_none() -> None:
+    async with running_service() as service:
+        replica = Replica()
+        replica.run(20)
+        await settled(service, replica)
+        (table,) = service.learned_file().about.vllm_tables or ()
+        assert (table.group_id, table.rows) == (GROUP.group_id, ())
+        assert "ever ran, so nothing is known of other K" in table.why_none
+        await service.import_learned(some_file())
+        await settled(service, replica, rounds=2)
+        file = parse_learned_file(to_text(service.learned_file()))
+        (table,) = file.about.vllm_tables or ()
+        assert table.vllm_rows == [[1, 8, 5]]
+        assert table.lost is not None
+        assert table.lost.low <= table.lost.share <= table.lost.high
+
+
 async def test_a_policy_starts_warm_with_seed_from_and_tells_where_it_has_it_from() -> None:
     store, journal, files = MemoryStore(), MemoryJournal(), Files({"/data/learned.json": some_file()})
     async with running_service(store) as service:
