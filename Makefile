@@ -151,7 +151,7 @@ test-pure: ## what needs no engine and no Ray, on any Python: make test-pure PYT
 mutants: $(INSTALLED) ## mutation testing of what decides: which mutants do the tests notice? (less than 30 minutes on two cores)
 	$(BIN)/python -m tests.mutants $(ARGS)
 
-contract: $(INSTALLED) ## every name of vLLM that we touch and body that we lean on, in the sources of 0.29.0, 0.32.0 and 0.33.0; ARGS=VERSION for another
+contract: $(INSTALLED) ## every name of vLLM that we touch and body that we lean on, in the sources of 0.29.0, 0.31.0, 0.32.0 and 0.33.0; ARGS=VERSION for another
 	$(BIN)/python -m tests.contract $(ARGS)
 
 structure: $(INSTALLED) ## modules, lines of code, floors of imports, constants and errors, room by room, and words of docs

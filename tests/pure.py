@@ -87,6 +87,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/engine/memory/test_memory_sizes.py": "torch",
     "tests/engine/scheduler/test_scheduler.py": "vllm",
     "tests/engine/scheduler/test_step_loop.py": "vllm",
+    "tests/engine/test_stock_table.py": "vllm",
     "tests/engine/worker/test_step_reports.py": "vllm",
     "tests/engine/test_tensor_parallel_engine.py": "vllm",
     "tests/engine/worker/test_v2_worker.py": "vllm",

@@ -123,6 +123,7 @@ NOT_HERE: Final = {
     "nightjar explain REPLICA --journal JOURNAL --at 2026-11-25T22:05:00Z": "see tests/cluster/commands/test_explain.py",
     "nightjar import learned.json --group qwen3-32b-1a2b3c4d": "no such group here; tests/cluster/commands/test_learned.py",
     "nightjar export before.json": "the same as with another name, above",
+    "nightjar export --vllm-table --group qwen3-32b-1a2b3c4d": "no such group here; tests/cluster/commands/test_learned.py",
     "nightjar replay policy-journal.jsonl": "the same",
 }
 NEEDS_A_CLUSTER: Final = ("kubectl ", "helm ", "docker ")
@@ -213,6 +214,11 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
         nothing,
         ("ARGS=--only paper-assumptions --quick --planner off --runs FOLDER",),
         ("Other engines",),
+    ),
+    "make bench-policy ARGS='--only transition'": (
+        nothing,
+        ("ARGS=--only transition --quick --profile llama-8b-eagle --planner fixed-3 --planner fleet --runs FOLDER",),
+        ("SGLang's workload transition",),
     ),
     "make docs": (nothing, (), ()),
     "make figures": (nothing, ("FIGURES=FOLDER",), ("changing-load.svg",)),

@@ -14,7 +14,7 @@ from nightjar.cluster.api.http_client import DEFAULT_URL
 from nightjar.cluster.api.operations import IMPORT, LEARNED, ImportedGroup
 from nightjar.cluster.commands.options import Output, OutputOption, TokenOption, UrlOption, call, escaped, fail
 from nightjar.cluster.storage.learned_file import MAX_FILE_BYTES, LearnedFileError, chosen_groups, chosen_table, parse_learned_file
-from nightjar.policy.status.stock_table import StockTable, in_words
+from nightjar.policy.status.stock_table import StockTable, as_yaml, in_words
 
 app = typer.Typer()
 
@@ -68,17 +68,15 @@ def export_file(
 
 def _print_table(table: StockTable, output: Output) -> None:
     """As YAML below comments, or as JSON; never broken where the terminal ends, so that it can be pasted."""
-    rows = table.vllm_rows
     if output is Output.JSON:
-        config = {"num_speculative_tokens": table.num_speculative_tokens, "num_speculative_tokens_per_batch_size": rows}
+        k, rows = table.num_speculative_tokens, table.vllm_rows
+        config = {"num_speculative_tokens": k, "num_speculative_tokens_per_batch_size": rows}
         lost = table.lost.model_dump() if table.lost is not None else None
         typer.echo(
             json.dumps({"group_id": table.group_id, "speculative_config": config, "lost": lost, "notes": [*in_words(table)]})
         )
         return
-    for line in in_words(table):
-        typer.echo(f"# {line}")
-    typer.echo(f"num_speculative_tokens_per_batch_size: {json.dumps(rows)}")
+    typer.echo(as_yaml(table))
 
 
 @app.command("import")

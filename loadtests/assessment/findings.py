@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from nightjar.loadtests.assessment.forecast import Fit, Forecast, Priced, break_even, fit, forecast, priced
 from nightjar.loadtests.assessment.history import History, Scraped
 from nightjar.loadtests.simulation.profiles import SHIPPED_NAMES, Profile, read_profile
+from nightjar.policy.status.stock_table import StockTable
 from nightjar.policy.wire.batch_buckets import bucket_range
 from nightjar.policy.wire.record import MAX_BATCH_SIZE
 
@@ -70,6 +71,8 @@ class GainFound(_Part):
     priced_share: float
     """Share of busy hours at batches that the profile reaches."""
     plan: str
+    vllm_table: StockTable | None = None
+    """The plan as vLLM's own table, and what that loses against steering."""
 
 
 class Findings(_Part):
@@ -121,7 +124,14 @@ def find(
     found_gain = None
     if ahead is not None:
         gain = ahead.gain
-        found_gain = GainFound(ratio=gain.ratio, low=gain.low, high=gain.high, priced_share=ahead.priced_share, plan=ahead.plan)
+        found_gain = GainFound(
+            ratio=gain.ratio,
+            low=gain.low,
+            high=gain.high,
+            priced_share=ahead.priced_share,
+            plan=ahead.plan,
+            vllm_table=ahead.vllm_table,
+        )
     return Findings(
         prometheus=prometheus,
         selector=selector,

@@ -21,9 +21,10 @@ from nightjar.loadtests.simulation.step_cost import AT_ZERO, step_cost
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
 from nightjar.policy.evidence.mixed_steps import mixed_costs
 from nightjar.policy.evidence.step_time import predict_step_times
-from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms, present_mixed_arms
-from nightjar.policy.planners.estimates import replan_alone
+from nightjar.policy.planners.base import GroupView, present_arms, present_mixed_arms
+from nightjar.policy.planners.estimates import Estimate, replan_alone
 from nightjar.policy.priors import MOST_SEED_STEPS
+from nightjar.policy.status.stock_table import WITH_A_MODEL, StockTable, stock_table, why_no_table
 from nightjar.policy.wire.batch_buckets import bucket_range, buckets_up_to
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.words import in_words
@@ -85,6 +86,8 @@ class Forecast:
     plan: str
     priced_share: float
     sampling_doubt: float
+    vllm_table: StockTable | None
+    """The plan as vLLM's own table; None for a drafter that takes none."""
 
 
 @dataclass(frozen=True)
@@ -166,10 +169,19 @@ def forecast(price: Priced, replicas: int) -> Forecast | None:
     return Forecast(
         {bucket: _bucket_forecast(costs, history.seconds, bucket) for bucket in history.bucket_seconds if bucket in price.buckets},
         gain,
-        in_words(costs.plan.summary),
+        in_words(costs.estimate.plan.summary),
         inside / sum(history.seconds.values()),
         sampling,
+        _vllm_table(price, costs),
     )
+
+
+def _vllm_table(price: Priced, costs: _Costs) -> StockTable | None:
+    if why_no_table(costs.view):
+        return None
+    taxes_off = price.profile.drafter.kind in WITH_A_MODEL and price.profile.drafter.off is not Mechanics.STOCK
+    table = stock_table(costs.view, costs.estimate, price.history.bucket_seconds, taxes_off=taxes_off)
+    return table.model_copy(update={"group_id": f"profile {price.profile.name}"})
 
 
 def fit(price: Priced) -> Fit | None:
@@ -221,7 +233,7 @@ class _Costs:
     """(buckets, arms, arms): of the log goodput of one bucket's arms."""
     tokens_per_step: Floats
     """(buckets, arms): of pure decode steps."""
-    plan: GroupPlan
+    estimate: Estimate
     planned: Sequence[int]
     planned_mixed: Sequence[int]
 
@@ -262,7 +274,7 @@ def _costs(price: Priced, replicas: int) -> _Costs:
         seconds,
         estimate.goodput_model.covariance,
         tokens,
-        estimate.plan,
+        estimate,
         present_arms(running).tolist(),
         present_mixed_arms(running).tolist(),
     )

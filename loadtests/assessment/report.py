@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from nightjar.loadtests.assessment.findings import BatchRow, Findings, ProfileFit
 from nightjar.loadtests.report.page import markdown_table, render
+from nightjar.policy.status.stock_table import as_yaml
 from nightjar.policy.words import batch_range, speculation
 
 COLUMNS: Final = ("batch", "hours", "of busy", "ran", "accepted", "step ms", "the planner", "tokens/s")
@@ -39,6 +40,7 @@ def render_page(found: Findings) -> str:
         headline=headline(found),
         facts=facts(found),
         acceptance=acceptance(found),
+        vllm_table=vllm_table(found),
         bars=[_bar(row, max(row.hours for row in found.batches)) for row in found.batches],
         heads=heads,
         rows=[cells(row, len(heads)) for row in found.batches],
@@ -72,6 +74,11 @@ def acceptance(found: Findings) -> str:
         return ""
     shares = ", ".join(f"{share:.3f}" for share in found.acceptance)
     return f"Accepted by draft position, of {found.drafts:,.0f} drafts: {shares}."
+
+
+def vllm_table(found: Findings) -> str:
+    """vLLM's own table as YAML; empty where it is not known."""
+    return as_yaml(found.gain.vllm_table) if found.gain is not None and found.gain.vllm_table is not None else ""
 
 
 def columns(found: Findings) -> tuple[str, ...]:
@@ -133,6 +140,11 @@ def _lines(found: Findings) -> Iterator[str]:
     if found.batches:
         yield ""
         yield from markdown_table(heads, [cells(row, len(heads)) for row in found.batches])
+    if table := vllm_table(found):
+        yield ""
+        yield "The same as vLLM's own table, for engines without Nightjar:"
+        yield ""
+        yield f"```yaml\n{table}\n```"
     if found.shipped:
         yield ""
         yield "Profiles that ship with Nightjar; a file of your own engine tells more:"

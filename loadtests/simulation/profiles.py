@@ -16,6 +16,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from nightjar.loadtests.simulation.acceptance_curves import acceptance_curves
 from nightjar.policy.wire.record import MAX_BATCH_SIZE, NumSpeculativeTokens, describe_validation_error
 from nightjar.policy.wire.report import GroupKey
 
@@ -25,6 +26,8 @@ PROFILE_NAMES: Final = tuple(sorted(path.stem for path in PROFILES_FOLDER.glob("
 PUBLISHED_NAMES: Final = tuple(sorted(path.stem for path in (PROFILES_FOLDER / "published").glob("*.json")))
 """Profiles put together from numbers that others published, which nobody here could hold against an engine: they run by name."""
 SHIPPED_NAMES: Final = (*PROFILE_NAMES, *PUBLISHED_NAMES)
+WITH: Final = "+"
+"""Between a profile and an acceptance curve that takes the place of its own: `llama-70b-eagle3-8xh100+qwen3.5-mtp`."""
 
 Positive = Annotated[float, Field(gt=0.0, le=1e18)]
 NotNegative = Annotated[float, Field(ge=0.0, le=1e18)]
@@ -264,12 +267,36 @@ class Profile(Part):
         return Mechanics.STOCK if wished is Mechanics.STOCK else self.drafter.off
 
 
+def _with_curve(profile: Profile, name: str) -> Profile:
+    """The profile with a curve's acceptance, and every K that both the curve and the step times know. Raises ProfileError."""
+    known = acceptance_curves()
+    if name not in known.curves:
+        raise ProfileError(f"profile {profile.name}{WITH}{name[:60]}: no such acceptance, allowed are {', '.join(known.curves)}")
+    curve, cost = known.curves[name], profile.step_cost
+    longest = min(len(curve.lengths), cost.lengths[-1] if isinstance(cost, MeasuredTable) else len(curve.lengths))
+    told = f"{known.measured} {curve.model}: {known.source}, {curve.file}, run {curve.run}, {known.licence}."
+    kind = AcceptanceClass(name="coding", share=1.0, survival=curve.survival()[:longest])
+    return profile.model_copy(
+        update={
+            "name": f"{profile.name}.{name}"[:64],
+            "description": f"{profile.description} Acceptance is another model's, {curve.model}.",
+            "group": profile.group.model_copy(update={"max_num_speculative_tokens": longest}),
+            "drafter": profile.drafter.model_copy(update={"arms": tuple(range(longest + 1))}),
+            "acceptance_classes": (kind,),
+            "sources": {**profile.sources, "acceptance_classes": told},
+        }
+    )
+
+
 def read_profile(name_or_path: str | Path) -> Profile:
-    """Read a profile that ships with Nightjar by its name, or any file by its path.
+    """Read a profile that ships with Nightjar by its name, or any file by its path; behind a `+` with an acceptance curve's name.
 
     Raises ProfileError for an unknown name, a file that cannot be read and values out of bounds.
     """
     name = str(name_or_path)
+    base, plus, curve = name.rpartition(WITH)
+    if plus and not Path(name).exists():
+        return _with_curve(read_profile(base), curve)
     folder = PROFILES_FOLDER / "published" if name in PUBLISHED_NAMES else PROFILES_FOLDER
     path = folder / f"{name}.json" if name in SHIPPED_NAMES else Path(name_or_path)
     try:

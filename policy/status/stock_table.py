@@ -3,8 +3,8 @@
 `num_speculative_tokens_per_batch_size` has one K for each number of requests that a step schedules (vLLM 0.32,
 `v1/core/sched/scheduler.py`: those whose prompts are computed count, too). So its K is the best of those that run beside prefill as
 well, and where most steps compute a prompt each row reaches one request further than the decode batch that it is for. vLLM's K = 0
-still runs a drafter that has a model: it is taken to add what K = 1 adds at the smallest batch that ran, where verifying is nearly
-free, and the doubt is as if anything from nothing to twice that were as likely.
+still runs a drafter that has a model: it is taken to add STOCK_OFF_SHARE of what K = 1 adds at the smallest batch that ran, where
+verifying is nearly free, and the doubt is as if anything from nothing to twice that were as likely.
 
 Predicted, from the same model of step times and acceptance that the planner stands on. Fails closed: of a group that knows too
 little, or whose drafter takes no table, there is none, and one line says why.
@@ -44,6 +44,9 @@ TAKE_A_TABLE: Final = (*WITH_A_MODEL, "ngram")
 """Drafters that stock vLLM runs at the table's K: those that we steer (deployments/drafter_kinds.py)."""
 DEVIATIONS: Final = 2.0
 """Standard deviations on either side that the interval of a loss holds."""
+STOCK_OFF_SHARE: Final = 0.4
+"""Of what K = 1 adds to a step at the smallest batch: what vLLM's K = 0 adds. It is 0.1 to 0.6 in the seven profiles that ship with
+the simulator (loadtests/simulation/profiles), and changes little with the batch."""
 MAX_TABLES: Final = 64
 
 Arms = npt.NDArray[np.int64]
@@ -145,14 +148,19 @@ def stock_table(
     )
 
 
+def as_yaml(table: StockTable) -> str:
+    """The table as a line that belongs under `speculative_config`, below comments."""
+    return "\n".join([*(f"# {line}" for line in in_words(table)), f"num_speculative_tokens_per_batch_size: {table.vllm_rows}"])
+
+
 def in_words(table: StockTable) -> Iterator[str]:
     """What to know before a table is used, a line each."""
     lost, worst = table.lost, table.worst
     assert lost is not None
     assert worst is not None
     yield (
-        f"{table.group_id}: vLLM's own table for {table.drafter_kind}, from what the group learned. It belongs under "
-        f"speculative_config, beside num_speculative_tokens: {table.num_speculative_tokens}"
+        f"{table.group_id}: vLLM's own table of K by batch for {table.drafter_kind}; it belongs under speculative_config, beside "
+        f"num_speculative_tokens: {table.num_speculative_tokens}"
     )
     where = f", {_share(worst.lost)} at batch {batch_range(worst.first_batch_size, worst.last_batch_size)}"
     yield (
@@ -165,7 +173,7 @@ def in_words(table: StockTable) -> Iterator[str]:
     further = "; where most steps compute a prompt they reach one request beyond the decode batch" if table.counts_prompts else ""
     yield f"rows count every request that a step schedules, those in prefill too, as vLLM does{further}"
     if table.taxes_off:
-        yield "vLLM's K=0 still runs the drafter: taken to add to a step what K=1 adds at the smallest batch that ran"
+        yield "vLLM's K=0 still runs the drafter: taken to add two fifths of what K=1 adds at the smallest batch that ran"
     yield f"on model runner V1 a table forces piecewise CUDA graphs; {_ON_V2[table.drafter_kind == SEPARATE_DRAFT_MODEL]}"
 
 
@@ -261,7 +269,8 @@ class _Costs:
         if taxes_off:
             off_s, first_s = np.exp(predict_step_times(evidence.cells, (0, 1), view.buckets, most, view.now_s).log_seconds).T
             added_s = np.maximum(first_s - off_s, 0.0)
-            tax = np.log1p(np.minimum(added_s, added_s[min(cell.batch_bucket for cell in evidence.cells)]) / off_s)
+            smallest = min(cell.batch_bucket for cell in evidence.cells)
+            tax = np.log1p(np.minimum(added_s, STOCK_OFF_SHARE * added_s[smallest]) / off_s)
         costs = cls(times, beside, tax, model)
         arms = np.tile(np.arange(shape[1]), (shape[0], 1))
         alike = np.stack([costs.seconds_per_token(arm, arm) for arm in arms.T], axis=1)

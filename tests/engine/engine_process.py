@@ -230,8 +230,9 @@ if __name__ == "__main__":
     from tests.engine.dormant_scenarios import lending
     from tests.engine.length_limit_scenarios import length_limit, length_limit_reference
     from tests.engine.probe_scenarios import probe
+    from tests.engine.stock_table_scenarios import with_table
     from tests.engine.tensor_parallel_scenarios import tensor_parallel
 
-    roles = (reference, steered, lending, tensor_parallel, length_limit_reference, length_limit, probe)
+    roles = (reference, steered, lending, tensor_parallel, length_limit_reference, length_limit, probe, with_table)
     outcome = {run_role.__name__: run_role for run_role in roles}[role](models_folder())
     Path(output_file).write_text(json.dumps(outcome))

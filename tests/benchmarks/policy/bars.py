@@ -17,6 +17,7 @@ HONEST: Final = "none"
 SLY_LIE: Final = "a tenth"
 """The lie that passes for the truth longest. The others are wild: times ten, no numbers, always the same."""
 STORM_KINDS: Final = ("one-shot", "chunked", "reload")
+TRANSITION: Final = "transition"
 NEVER_RESTARTING: Final = "off"
 NEVER_OFF: Final = "never-off"
 

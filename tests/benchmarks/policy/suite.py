@@ -17,9 +17,10 @@ from tests.benchmarks.policy.experiments.paper_assumptions import PAPER_ASSUMPTI
 from tests.benchmarks.policy.experiments.regret import REGRET
 from tests.benchmarks.policy.experiments.robustness import DRIFT, FAULTY, LIAR, LOSSY
 from tests.benchmarks.policy.experiments.storm import STORM
+from tests.benchmarks.policy.experiments.transition import CHANGING_FAST
 from tests.benchmarks.policy.experiments.uneven import UNEVEN
 
-OF_THE_BENCH: Final = (HEADS, STORM, DRIFT, LIAR, FAULTY, LOSSY, UNEVEN, REGRET, PAPER, PAPER_ASSUMPTIONS)
+OF_THE_BENCH: Final = (HEADS, STORM, DRIFT, LIAR, FAULTY, LOSSY, UNEVEN, REGRET, PAPER, PAPER_ASSUMPTIONS, CHANGING_FAST)
 
 
 def _grids(rows: Sequence[RunRow]) -> list[Grid]:

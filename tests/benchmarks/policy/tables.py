@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Final
 
 from nightjar.loadtests.report.charts import ChartRow
+from nightjar.loadtests.simulation.campaign.contestants import TABLE
 from nightjar.loadtests.simulation.evidence.bar_list import THROUGHPUT
 from nightjar.loadtests.simulation.evidence.cells import GOODPUT, Cells, by_second
 from nightjar.loadtests.simulation.evidence.grid import Grid, number, ratio, share
@@ -16,9 +17,11 @@ from nightjar.loadtests.simulation.evidence.policy_report import Named, mean_ser
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.tables import variant_grid
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF, ORACLE
-from tests.benchmarks.policy.bars import NEVER_OFF, lowest_ratio
+from tests.benchmarks.policy.bars import NEVER_OFF, TRANSITION, lowest_ratio
 from tests.benchmarks.policy.paper_table import paper_grids
 
+SGLANG_PUBLISHED: Final = 1.03
+"""SGLang's adaptive K over its best static one: 791.2 and 767.8 tokens a second (pull request 23336, GLM-4.7 with its MTP head)."""
 NEARLY_THE_SAME: Final = 0.95
 """Between K that differ by no more a little evidence decides: a margin of 2 %, and two standard deviations of what is known."""
 
@@ -33,6 +36,7 @@ def grids(rows: Sequence[RunRow]) -> list[Grid]:
         liar_grid(rows),
         variant_grid(rows, "lossy", "The control plane fails", lossy),
         uneven_grid(rows),
+        transition_grid(rows),
         variant_grid(rows, "regret", "Learners from a cold start", ("lost_share", "done_s", "tokens_per_s")),
         *paper_grids(rows),
     ]
@@ -127,6 +131,21 @@ def head_grid(rows: Sequence[RunRow]) -> Grid:
         "Tokens per busy engine-second. Stock head: vLLM runs all of it once a step at K = 0. The columns table and off have the "
         "same planner on both sides.",
     )
+
+
+def transition_grid(rows: Sequence[RunRow]) -> Grid:
+    """SGLang's workload `transition`: who adapts, over the static K that is best in hindsight on the same seeds."""
+    kept = [row for row in rows if row.kind == TRANSITION and not row.error]
+    cells = Cells.of(kept, GOODPUT)
+    lines = []
+    for place in cells.places():
+        means = {who: cells.mean(place, who) or 0.0 for who in cells.planners(place)}
+        static = {who: tokens for who, tokens in means.items() if who in {OFF, TABLE} or who.startswith("fixed-")}
+        if static:
+            best = max(static, key=static.__getitem__)
+            lines += [(place, who, ratio(cells.ratio(place, who, best)), best) for who in means if who not in static]
+    note = f"Tokens per busy engine-second. SGLang published {SGLANG_PUBLISHED:g} for its own controller (pull request 23336)."
+    return Grid("SGLang's workload transition", ("place", "who", "over the best static", "which is"), tuple(lines), note)
 
 
 def regret_charts(rows: Sequence[RunRow]) -> ChartRow | None:

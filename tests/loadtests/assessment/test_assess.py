@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
@@ -74,6 +75,18 @@ def test_the_sample_that_ships_needs_no_prometheus_and_says_that_it_is_simulated
     assert "The planner would have given +12.0 % tokens a second (+6.4 % to +14.9 %)" in done.stdout
     assert "a simulated service" in done.stderr
     assert "not a measured one" in page.read_text()
+
+
+def test_the_plan_is_told_as_vllms_own_table_with_what_that_loses_and_not_where_there_is_no_gain(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    priced_run = CliRunner().invoke(app, ["assess", "--sample", "--profile", "qwen-32b-0.5b-2xl20", "--page", str(page)])
+    told = priced_run.stdout.partition("```yaml\n")[2].partition("```")[0]
+    ((name, rows),) = yaml.safe_load(told).items()
+    assert name == "num_speculative_tokens_per_batch_size"
+    assert (rows[0][:1], rows[0][2], rows[-1][1:]) == ([1], 3, [256, 0])
+    assert "# predicted against steering: -" in told
+    assert name in page.read_text()
+    assert name not in CliRunner().invoke(app, ["assess", "--sample"]).stdout
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,20 @@
 """Profiles: what ships is readable and sourced, what is wrong is named."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from nightjar.loadtests.simulation.acceptance_curves import Curve, acceptance_curves
 from nightjar.loadtests.simulation.profiles import (
     PROFILE_NAMES,
     PROFILES_FOLDER,
     PUBLISHED_NAMES,
     Mechanics,
+    Profile,
     ProfileError,
     read_profile,
 )
@@ -108,3 +113,49 @@ def test_what_is_wrong_with_a_profile_is_named(tmp_path: Path, change: dict[str,
 def test_an_unknown_name_lists_those_that_ship() -> None:
     with pytest.raises(ProfileError, match="name one of cpu-smollm2, llama-8b-eagle"):
         read_profile("gpt-9")
+
+
+def test_every_curve_of_inferencex_is_an_acceptance_that_any_profile_may_take() -> None:
+    known = acceptance_curves()
+    assert {curve.file for curve in known.curves.values()} == set(CURVE_FILES)
+    assert (known.licence, len(known.curves)) == ("Apache-2.0", 14)
+    for name, curve in known.curves.items():
+        profile = read_profile(f"llama-70b-eagle3-8xh100+{name}")
+        again = Profile.model_validate(profile.model_dump())
+        assert (again.name, again.drafter.arms) == (f"llama-70b-eagle3-8xh100.{name}", tuple(range(9)))
+        assert known.source in again.sources["acceptance_classes"]
+        survival = again.mean_survival()
+        assert 1.0 + sum(survival[:1]) == pytest.approx(curve.lengths[0])
+        assert 1.0 + sum(survival) >= max(curve.lengths) - 0.1
+        assert 1.0 + sum(survival) <= max(curve.lengths) + 0.01
+
+
+@given(st.lists(st.floats(1.0, 9.0), min_size=2, max_size=8))
+def test_an_acceptance_never_rises_with_the_position_whatever_curve_it_comes_from(lengths: list[float]) -> None:
+    survival = Curve(model="m", file="f", run="1", lengths=tuple(lengths)).survival()
+    assert len(survival) == len(lengths)
+    assert all(later <= earlier + 1e-9 for earlier, later in pairwise(survival))
+    assert min(survival) >= 0.0
+    assert max(survival) <= 1.0
+
+
+def test_a_curve_reaches_no_further_than_a_table_of_step_times() -> None:
+    assert read_profile("llama-8b-eagle+qwen3.5-mtp").drafter.arms == (0, 1, 2, 3, 4, 5)
+
+
+def test_a_curve_that_is_none_is_one_line_with_those_that_are() -> None:
+    with pytest.raises(ProfileError, match=r"llama-8b-eagle\+gpt-9: no such acceptance, allowed are dsv4-pro-0813-dspark, "):
+        read_profile("llama-8b-eagle+gpt-9")
+
+
+CURVE_FILES = (
+    "dsv4-pro-0813-dspark.yaml",
+    "dsv4_mtp.yaml",
+    "glm5.2_mtp.yaml",
+    "kimik2.5_eagle3.yaml",
+    "kimik3_dspark.yaml",
+    "kimik3_dspark_probabilistic_sample_method_block_rejection_sample_method.yaml",
+    "minimaxm3_eagle3.yaml",
+    "minimaxm3_eagle3_gqa.yaml",
+    "qwen3.5_mtp.yaml",
+)

@@ -1,0 +1,57 @@
+"""SGLang's workload `transition`: two users whose texts change at short turns between easy and hard to draft for.
+
+Source: SGLang pull requests 21599 and 23336, `benchmark/bench_adaptive_speculative.py`: phases low, high, low, high of four
+requests of 128 tokens, two at a time. Published for GLM-4.7 with its MTP head, tokens a second: none 447.2, K = 1 594.7, K = 3
+767.8, K = 7 732.3, adaptive 791.2, which is 1.03 of the best static K. What share of the drafts was kept in either phase is not
+published there: pull request 24054 has acceptance lengths of about 2.0 and 3.9, and here the hard texts keep each draft half as
+often as the profile's own. Forty turns are measured where SGLang has four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from nightjar.loadtests.simulation.campaign.contestants import Contestant, static_names
+from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment
+from nightjar.loadtests.simulation.campaign.measures import basic
+from nightjar.loadtests.simulation.campaign.scenes import Scene, cell, closed_scene, nominal_of
+from nightjar.loadtests.simulation.evidence.rows import RunRow
+from nightjar.loadtests.simulation.evidence.runner import Cell
+from nightjar.loadtests.simulation.planner_names import FLEET, ORACLE
+from nightjar.loadtests.simulation.profiles import Profile
+from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal
+from tests.benchmarks.policy.bars import TRANSITION
+
+ADAPTIVE: Final = (FLEET, "sglang", "sglang-zero", "turbospec", ORACLE)
+USERS: Final = 2
+REQUESTS_A_TURN: Final = 4
+TURNS: Final = 40
+PROMPT_TOKENS: Final = 64.0
+ANSWER_TOKENS: Final = 128.0
+HARD: Final = 0.5
+
+
+def scene_of(profile: Profile, learn_s: float) -> Scene:
+    """The profile's engine under the workload, with `learn_s` of hard texts before."""
+    texts = Dataset(TRANSITION, Lognormal(PROMPT_TOKENS, 0.0), Lognormal(ANSWER_TOKENS, 0.0))
+    nominal = nominal_of(profile, texts)
+    turn_s = REQUESTS_A_TURN * ANSWER_TOKENS / nominal.goodput(USERS, nominal.best_length(USERS))
+    whole = closed_scene(nominal, USERS, 1, learn_s + TURNS * turn_s)
+    return replace(whole, load=TRANSITION, acceptance=HARD, turn_s=turn_s, measured_s=TURNS * turn_s)
+
+
+def runs(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
+    """Every static K, and who adapts."""
+    learn_s = choice.effort.learn_s
+    return [
+        cell(TRANSITION, scene, Contestant(planner), seed, basic, warm_up_s=learn_s, duration_s=learn_s + scene.measured_s)
+        for scene in (scene_of(profile, learn_s) for profile in choice.profiles)
+        for planner in (*static_names(scene.nominal), *ADAPTIVE)
+        if choice.wants(planner)
+        for seed in choice.effort.bars
+    ]
+
+
+CHANGING_FAST = Experiment(TRANSITION, "SGLang's workload transition: over the best static K", (runs,))
