@@ -1,7 +1,7 @@
 """What each of vLLM's drafters is to us: the one table that engine, configuration tools and command line read.
 
 vLLM names a drafter by `speculative_config.method`. Whether it obeys a K chosen per step, can stop at K = 0, may leave a row
-without drafts, and on which runner it works are facts of vLLM (read in 0.29, 0.32 and 0.33), not decisions of ours. A method that
+without drafts, and on which runner it works are facts of vLLM (read in 0.29, 0.31, 0.32 and 0.33), not decisions of ours. A method that
 is not here is served plainly: whether it obeys is not known.
 """
 
@@ -21,7 +21,7 @@ class DrafterKind:
     """One of vLLM's drafters.
 
     obeys_k  whether K can be chosen per step
-    obeys_k_on_v2  the same on model runner V2, of vLLM 0.32 and later; no drafter of 0.29 obeys there
+    obeys_k_on_v2  the same on model runner V2, of vLLM 0.32 and later; no drafter of 0.29 and 0.31 obeys there
     is_made_to_obey_on_v2  whether our worker makes it obey there, where vLLM does not
     can_sleep  whether our worker can leave it out at K = 0 and catch up later
     is_head  whether it reads the target's hidden states: vLLM runs it once a step at K = 0, to keep it in step

@@ -35,7 +35,7 @@ FEATURES: Final = {
     "CPU engines": ON_CPU,
 }
 SINCE: Final = {"heads": V2_OBEYS_K_FROM, "drafts on V2": V2_OBEYS_K_FROM}
-"""Features that older versions do not need: every drafter of 0.29 is steered on model runner V1."""
+"""Features that older versions do not need: every drafter of 0.29 and 0.31 is steered on model runner V1."""
 FILES_OF: Final = {
     "heads": ("deployments/engine/worker/kv_only_head.py",),
     "drafts on V2": ("deployments/engine/worker/v2.py",),

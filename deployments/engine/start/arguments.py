@@ -70,7 +70,7 @@ SWITCHED_OFF: Final = "the layer {} is switched off (without)"
 STEERED_DEVICES: Final = ("cpu", "cuda")
 
 V2_OBEYS_K_FROM: Final = (0, 32)
-"""vLLM's runner V2 drafts its maximum in 0.29, whatever K says (0.29, v1/worker/gpu/model_runner.py)."""
+"""vLLM's runner V2 drafts its maximum in 0.29 and 0.31, whatever K says (v1/worker/gpu/model_runner.py)."""
 
 
 @dataclass(frozen=True, slots=True)
