@@ -1,8 +1,8 @@
 """What each of vLLM's drafters is to us: the one table that engine, configuration tools and command line read.
 
 vLLM names a drafter by `speculative_config.method`. Whether it obeys a K chosen per step, can stop at K = 0, may leave a row
-without drafts, and on which runner it works are facts of vLLM (read in 0.29, 0.31, 0.32 and 0.33), not decisions of ours. A method that
-is not here is served plainly: whether it obeys is not known.
+without drafts, and on which runner it works are facts of vLLM (read in 0.29, 0.31, 0.32 and 0.33), not decisions of ours. A method
+that is not here is served plainly: whether it obeys is not known.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ vLLM's scheduler, worker and engine core are no stable interface. A name that mo
 import and signature alone, and named in one readable line. It costs what needs it and no more (fails open by feature): without a
 name that only lending needs, the draft keeps its memory; without one that only sleeping needs, it is kept in sync; without one that
 a head needs to write its KV alone, it runs once a step as in vLLM; without one that steering needs, the replica serves plainly. On
-CPU every drafter runs on our worker, which needs them all. The names were looked up in the sources of vLLM 0.29.0, 0.31.0,
-0.32.0 and 0.33.0; HOMES has those that stand elsewhere in some of them, since vLLM moves functions without leaving the old name behind.
+CPU every drafter runs on our worker, which needs them all. The names were looked up in the sources of vLLM 0.29.0, 0.31.0, 0.32.0
+and 0.33.0; HOMES has those that stand elsewhere in some of them, since vLLM moves functions without leaving the old name behind.
 """
 
 from __future__ import annotations
