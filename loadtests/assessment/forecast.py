@@ -180,8 +180,9 @@ def _vllm_table(price: Priced, costs: _Costs) -> StockTable | None:
     if why_no_table(costs.view):
         return None
     taxes_off = price.profile.drafter.kind in WITH_A_MODEL and price.profile.drafter.off is not Mechanics.STOCK
-    table = stock_table(costs.view, costs.estimate, price.history.bucket_seconds, taxes_off=taxes_off)
-    return table.model_copy(update={"group_id": f"profile {price.profile.name}"})
+    name = f"profile {price.profile.name}"
+    table = stock_table(costs.view, costs.estimate, price.history.bucket_seconds, taxes_off=taxes_off, group_id=name)
+    return table if not table.why_none else None
 
 
 def fit(price: Priced) -> Fit | None:

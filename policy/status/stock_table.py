@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from nightjar.policy.evidence.cells import Evidence, Floats
+from nightjar.policy.evidence.cells import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, CellEvidence, Evidence, Floats
 from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.evidence.mixed_steps import mixed_costs
 from nightjar.policy.evidence.step_time import StepTimes, predict_step_times
@@ -44,6 +44,8 @@ TAKE_A_TABLE: Final = (*WITH_A_MODEL, "ngram")
 """Drafters that stock vLLM runs at the table's K: those that we steer (deployments/drafter_kinds.py)."""
 DEVIATIONS: Final = 2.0
 """Standard deviations on either side that the interval of a loss holds."""
+MOST_DEVIATION: Final = 1.0
+"""Of a loss's logarithm, half its interval: what is doubted more tells nothing."""
 STOCK_OFF_SHARE: Final = 0.4
 """Of what K = 1 adds to a step at the smallest batch: what vLLM's K = 0 adds. It is 0.1 to 0.6 in the seven profiles that ship with
 the simulator (loadtests/simulation/profiles), and changes little with the batch."""
@@ -112,7 +114,7 @@ def stock_tables(state: FleetState, settings: OperatorSettings, now_s: float) ->
 
 
 def stock_table(
-    view: GroupView, estimate: Estimate, seconds_of_buckets: SecondsOfBuckets, *, taxes_off: bool, group_id: str = ""
+    view: GroupView, estimate: Estimate, seconds_of_buckets: SecondsOfBuckets, *, taxes_off: bool, group_id: str
 ) -> StockTable:
     """The table of a group that learned enough, against what `estimate`'s plan gives under steering.
 
@@ -132,11 +134,13 @@ def stock_table(
     tokens = weights / own
     ratio = float((weights / theirs).sum() / tokens.sum())
     deviation = DEVIATIONS * float((tokens * doubt).sum() / tokens.sum())
+    if not (math.isfinite(ratio) and deviation < MOST_DEVIATION):
+        return StockTable(group_id=group_id, drafter_kind=view.key.drafter_kind, why_none="its step times tell too little yet")
     by_bucket = np.where(weights > 0.0, 1.0 - own / theirs, -np.inf)
     worst = int(by_bucket.argmax())
     first, last = bucket_range(worst, view.key.max_num_seqs)
     return StockTable(
-        group_id=group_id or view.key.group_id,
+        group_id=group_id,
         drafter_kind=view.key.drafter_kind,
         num_speculative_tokens=view.key.max_num_speculative_tokens,
         rows=_rows([view.arms[arm] for arm in chosen], reach, view.key.max_num_seqs),
@@ -215,13 +219,19 @@ def _of_group(
 ) -> StockTable:
     kind = group.key.drafter_kind
     sleeps = any(member.report.snapshot.drafter_state is not DrafterState.IN_SYNC for member in members)
+    evidence = replace(group.evidence, cells={cell: known for cell, known in group.evidence.cells.items() if _is_a_step(known)})
     view = GroupView(
-        group.key, settings, group.evidence, group.plan, now_s, group.imported.cells, max(len(members), 1), drafter_sleeps=sleeps
+        group.key, settings, evidence, group.plan, now_s, group.imported.cells, max(len(members), 1), drafter_sleeps=sleeps
     )
     if why_none := why_no_table(view):
         return StockTable(group_id=group_id, drafter_kind=kind, why_none=why_none)
     taxes_off = kind in WITH_A_MODEL and _off_is_ours(members)
-    return stock_table(view, replan_alone(view), seconds_run(group.evidence), taxes_off=taxes_off, group_id=group_id)
+    return stock_table(view, replan_alone(view), seconds_run(evidence), taxes_off=taxes_off, group_id=group_id)
+
+
+def _is_a_step(known: CellEvidence) -> bool:
+    """Whether an engine's steps can take so long: one absurd report must not end an export (INV-10)."""
+    return math.log(SHORTEST_STEP_SECONDS) <= known.log_seconds / known.steps <= math.log(LONGEST_STEP_SECONDS)
 
 
 def _off_is_ours(members: Iterable[ReplicaState]) -> bool:

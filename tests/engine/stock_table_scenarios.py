@@ -34,7 +34,7 @@ def learned_table() -> StockTable:
             cells[Cell(bucket, k)] = CellEvidence(500.0, 500.0 * math.log(seconds), 500.0 * batch)
     known = Evidence(cells, AcceptanceEvidence((1e5,) * 4, (8e4, 5e4, 3e4, 2e4)))
     view = GroupView(key, parse_operator_settings({"mode": "auto"}), known)
-    return stock_table(view, replan_alone(view), seconds_run(known), taxes_off=True)
+    return stock_table(view, replan_alone(view), seconds_run(known), taxes_off=True, group_id=key.group_id)
 
 
 def with_table(models: Path) -> dict[str, Any]:

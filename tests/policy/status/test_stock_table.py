@@ -62,7 +62,7 @@ def with_prompts(known: Evidence, steps_per_token: float) -> Evidence:
 
 def table_of(known: Evidence, key: GroupKey = NGRAM, *, taxes_off: bool = False) -> StockTable:
     view = GroupView(key, AUTO, known, drafter_sleeps=False)
-    return stock_table(view, replan_alone(view), seconds_run(known), taxes_off=taxes_off)
+    return stock_table(view, replan_alone(view), seconds_run(known), taxes_off=taxes_off, group_id=key.group_id)
 
 
 def k_at(table: StockTable, requests: int) -> int:
@@ -170,3 +170,11 @@ def test_the_worst_batches_are_those_of_a_bucket_that_ran() -> None:
     assert (worst.first_batch_size, worst.last_batch_size) in [
         bucket_range(bucket, MAX_NUM_SEQS) for bucket in buckets_up_to(MAX_NUM_SEQS)
     ]
+
+
+def test_one_absurd_step_time_neither_ends_an_export_nor_counts() -> None:
+    known = evidence()
+    absurd = replace(known, cells={**known.cells, Cell(4, 2): CellEvidence(500.0, 500.0 * 5000.0, 500.0 * 6.0)})
+    (table,) = stock_tables(FleetState(groups={KEY.group_id: GroupState(KEY, evidence=absurd)}), AUTO, 0.0)
+    (without,) = stock_tables(FleetState(groups={KEY.group_id: GroupState(KEY, evidence=known)}), AUTO, 0.0)
+    assert table == without
