@@ -28,6 +28,9 @@ HALF_LIFE_ROWS: Final = 2000.0
 """Rows after which an old one counts half. Sampling error stays near 1 %, a change of topic shows within seconds."""
 ROWS_PER_INDEPENDENT_ROW: Final = 4.0
 """Rows of one request resemble each other: this many say as much as one that was drawn on its own."""
+ROWS_PER_REQUEST: Final = 16.0
+"""The same for what the next requests will accept, which is what people read a prediction for: an answer is 50 to 100 rows, and
+code accepts twice what talk does. The planner follows those that run."""
 DRIFT_VARIANCE_PER_SECOND: Final = 0.1**2 / 120.0
 """How fast the conditional acceptance wanders while nobody looks, as a relative variance: 10 % in two minutes."""
 GROUP_ROWS: Final = 80.0
@@ -121,7 +124,9 @@ class AcceptanceEvidence:
             result.append(last)
         return tuple(result)
 
-    def covariance(self, acceptance: Sequence[float], now_s: float) -> Floats:
+    def covariance(
+        self, acceptance: Sequence[float], now_s: float, rows_per_independent_row: float = ROWS_PER_INDEPENDENT_ROW
+    ) -> Floats:
         """Covariance of the S_i given by `acceptance`: the conditional shares S_i/S_{i-1} err each on its own.
 
         A share is the less sure the fewer rows reached it, the longer ago, and the more they came from the same requests.
@@ -131,7 +136,7 @@ class AcceptanceEvidence:
         sums = [self._at(position) for position in range(len(survival))]
         rows = np.array([reached for reached, _, _ in sums]) * np.concatenate(([1.0], survival[:-1]))
         age = np.array([_drift(now_s - at_s) if reached else MOST_DRIFT_VARIANCE for reached, _, at_s in sums])
-        informed = rows / ROWS_PER_INDEPENDENT_ROW + PRIOR_ROWS / ROWS_PER_INDEPENDENT_ROW
+        informed = rows / rows_per_independent_row + PRIOR_ROWS / ROWS_PER_INDEPENDENT_ROW
         relative = (1.0 - conditional) / np.maximum(conditional, 1e-3) / informed + age
         least = np.minimum.outer(np.arange(len(survival)), np.arange(len(survival)))
         covariance: Floats = np.outer(survival, survival) * np.cumsum(relative)[least]

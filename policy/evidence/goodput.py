@@ -15,8 +15,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.evidence.acceptance import AcceptanceEvidence
+from nightjar.policy.evidence.acceptance import ROWS_PER_INDEPENDENT_ROW, ROWS_PER_REQUEST
 from nightjar.policy.evidence.cells import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, Evidence
+from nightjar.policy.evidence.doubt import measured_arms, told_deviation
 from nightjar.policy.evidence.mixed_steps import charge
 from nightjar.policy.evidence.step_time import StepTimes
 from nightjar.policy.wire.record import MAX_BATCH_SIZE
@@ -69,6 +70,10 @@ class GoodputModel:
     """Where the operator limits a step."""
     mixed_costs: Floats | None = None
     """(buckets, arms, arms): what each K in steps with prefill costs beside each K of pure decode steps (of mixed_steps)."""
+    told_covariance: Floats | None = None
+    """(buckets, arms, arms): as `covariance`, for the requests to come instead of those that run. For what is told (doubt.py)."""
+    measured: npt.NDArray[np.bool_] | None = None
+    """(buckets, arms): which arms engines ran for long enough to tell. None: all count as such."""
 
     @cached_property
     def allowed(self) -> npt.NDArray[np.bool_]:
@@ -79,6 +84,12 @@ class GoodputModel:
     def may_be_tried(self) -> npt.NDArray[np.bool_]:
         """(buckets, arms): whether an arm is expected to keep the limit: a few steps of it tell whether it does."""
         return self._all if self.limit is None else self.limit.keeps(self.limit.expected_step_s)
+
+    @cached_property
+    def told_deviation(self) -> Floats:
+        """(buckets, arms, arms): standard deviation of one arm's log goodput over another's, as people are told it (doubt.py)."""
+        covariance = self.covariance if self.told_covariance is None else self.told_covariance
+        return told_deviation(covariance, self._all if self.measured is None else self.measured)
 
     @property
     def _all(self) -> npt.NDArray[np.bool_]:
@@ -140,19 +151,26 @@ def step_limit(times: StepTimes, max_step_s: float, noise: float, prefill_s: Flo
 def goodput_model(
     arms: tuple[int, ...],
     times: StepTimes,
-    acceptance: AcceptanceEvidence,
+    evidence: Evidence,
     mixed_costs: Floats | None,
     now_s: float,
     limit: StepLimit | None = None,
 ) -> GoodputModel:
-    """The table for `arms`, whose step times were predicted as `times`.
+    """The table for `arms`, whose step times were predicted as `times` from `evidence`.
 
     Each token takes longer by what its K costs in steps with prefill (`mixed_costs`, of mixed_steps).
     """
+    acceptance = evidence.acceptance
     survival = acceptance.acceptance(arms[-1])
     counts = np.arange(1, len(survival) + 1)[None, :] <= np.array(arms)[:, None]
     tokens = 1.0 + counts @ np.array(survival)
-    covariance = counts @ acceptance.covariance(survival, now_s) @ counts.T / np.outer(tokens, tokens)
+
+    def of_tokens(rows_per_independent_row: float) -> Floats:
+        of_survival = acceptance.covariance(survival, now_s, rows_per_independent_row)
+        covariance: Floats = counts @ of_survival @ counts.T / np.outer(tokens, tokens)
+        return covariance
+
+    covariance = of_tokens(ROWS_PER_INDEPENDENT_ROW)
     log_goodput = np.log(times.rows)[:, None] + np.log(tokens)[None, :] - times.log_seconds
     log_goodput = log_goodput - np.log1p(charge(mixed_costs, times.log_seconds.shape) * np.exp(log_goodput))
     return GoodputModel(
@@ -164,6 +182,8 @@ def goodput_model(
         np.sqrt(np.diag(covariance)),
         limit,
         mixed_costs,
+        times.covariance + of_tokens(ROWS_PER_REQUEST)[None, :, :],
+        measured_arms(evidence, arms, len(times.rows)),
     )
 
 

@@ -106,7 +106,7 @@ class GroupView:
         if limit_ms is not None:
             prefill_s = long_prefill(self.evidence, times, self.arms, limit_ms / 1e3)
             limit = step_limit(times, limit_ms / 1e3, step_noise(self.evidence.cells), prefill_s)
-        return goodput_model(self.arms, times, self.evidence.acceptance, costs, self.now_s, limit)
+        return goodput_model(self.arms, times, self.evidence, costs, self.now_s, limit)
 
 
 def present_arms(view: GroupView) -> npt.NDArray[np.int64]:

@@ -135,7 +135,7 @@ def _arms(
     if estimate is not None and bucket < len(estimate.goodput_model.rows):
         model = estimate.goodput_model
         told = told_arms(evidence, model.arms)
-        gain, deviation = model.gain(np.zeros(len(model.rows), dtype=np.int64))
+        gain, _ = model.gain(np.zeros(len(model.rows), dtype=np.int64))
         too_long = {length for index, length in enumerate(model.arms) if not model.allowed[bucket, index]}
         for index, length in enumerate(model.arms):
             if length not in told:
@@ -143,7 +143,7 @@ def _arms(
             goodput = _finite(np.exp(min(float(model.log_goodput[bucket, index]), 100.0)))
             is_gain_told = bool(index) and model.arms[0] in told
             above = _finite(np.expm1(min(float(gain[bucket, index]), 100.0))) if is_gain_told else None
-            doubt = _finite(deviation[bucket, index]) if is_gain_told else None
+            doubt = _finite(model.told_deviation[bucket, index, 0]) if is_gain_told else None
             predicted[length] = goodput, above, doubt
     arms = []
     for length in sorted(lengths | predicted.keys()):

@@ -123,7 +123,7 @@ def _goodput_model(group: GroupState, now_s: float) -> GoodputModelStatus | None
     columns = [model.arms.index(arm) for arm in told]
     goodput = np.exp(np.minimum(model.log_goodput, 100.0))
     deviation = np.sqrt(np.maximum(np.diagonal(model.covariance, axis1=1, axis2=2), 0.0))
-    _, gain_deviation = model.gain(np.zeros(len(model.rows), dtype=np.int64))
+    gain_deviation = model.told_deviation[:, :, 0]
     if not all(np.all(np.isfinite(numbers)) for numbers in (goodput, deviation, gain_deviation)):
         return None
     ranges = [bucket_range(bucket, group.key.max_num_seqs) for bucket in range(len(model.rows))]

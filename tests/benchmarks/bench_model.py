@@ -3,8 +3,8 @@
 A few cells of each profile are measured with noise, as a young group has them; each model then tells the gain of every K over K = 0
 in every batch bucket at nominal acceptance. Printed: error of the logarithm of step time over K = 0's, and the goodput that is lost
 by running each bucket's K of the best predicted goodput. The models are policy/evidence/step_time.py and what stands in for parts
-of it. The bars want the planner's to be at least as good as the best of the simpler ones. Nothing here is timed: same code, same
-numbers.
+of it. The bars want the planner's to be at least as good as the best of the simpler ones. How often intervals of predicted gains hold
+the truth is in gain_intervals.py. Nothing here is timed: same code, same numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, read_profile
 from nightjar.policy.evidence import step_time
 from nightjar.policy.evidence.cells import Cell, CellEvidence
 from nightjar.policy.evidence.step_time import predict_step_times
-from nightjar.policy.wire.batch_buckets import bucket_range, buckets_up_to
+from nightjar.policy.wire.batch_buckets import buckets_up_to
+from tests.benchmarks import gain_intervals
+from tests.benchmarks.gain_intervals import batches
 from tests.benchmarks.measuring.outcome import Outcome
 from tests.benchmarks.measuring.run import BenchRun
 from tests.benchmarks.measuring.statistics import range_of
@@ -122,12 +124,6 @@ def context(cell: CellEvidence) -> float:
     return cell.context_tokens / cell.steps
 
 
-def batches(nominal: Nominal) -> list[int]:
-    """A batch in the middle of each bucket that the engine reaches."""
-    ranges = (bucket_range(bucket, nominal.max_rows) for bucket in buckets_up_to(nominal.max_rows))
-    return [round(math.sqrt(first * last)) for first, last in ranges]
-
-
 def true_log_seconds(nominal: Nominal) -> Floats:
     """(buckets, arms) without noise."""
     return np.log([[nominal.step_seconds(batch, arm) for arm in nominal.profile.drafter.arms] for batch in batches(nominal)])
@@ -211,12 +207,13 @@ def _bar(scores: Sequence[Score], count: int, measure: str, meaning: str) -> Bar
 def main(strict: StrictOption = False) -> None:
     """Score every model on every profile, print the table and keep the rows."""
     subject = f"{STEPS:g} steps a cell, {100 * NOISE:g} % of noise a step"
-    run = BenchRun("model", seeds=SEEDS, sections=["models"], output=OUTPUT, effort="whole", subject=subject, width=WIDTH)
+    run = BenchRun("model", seeds=SEEDS, sections=["models", "doubt"], output=OUTPUT, effort="whole", subject=subject, width=WIDTH)
     nominals = [nominal_of(read_profile(name)) for name in PROFILE_NAMES]
     scores = [
         score(name, model, nominal, count) for name, model in MODELS.items() for nominal in nominals for count in MEASURED_CELLS
     ]
     run.found("models", judge(scores))
+    run.found("doubt", gain_intervals.judge([one for nominal in nominals for one in gain_intervals.held(nominal)]))
     raise typer.Exit(run.end(strict=strict))
 
 
