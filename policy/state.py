@@ -6,6 +6,7 @@ evidence. Both numbers are bounded where reports come in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
@@ -15,6 +16,7 @@ from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.evidence.cells import Cell, Evidence
 from nightjar.policy.evidence.contributions import Contributions, NewEvidence
 from nightjar.policy.evidence.counting import CountedEngine
+from nightjar.policy.evidence.doubt import DEVIATIONS
 from nightjar.policy.evidence.gained import Spent
 from nightjar.policy.evidence.mixed_steps import MixedShare
 from nightjar.policy.exploration import Exploration
@@ -27,7 +29,7 @@ from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import GroupPlan, only_length
 from nightjar.policy.planners.estimates import Estimate
 from nightjar.policy.restarts.leases import GroupRestarts, PlanGoodput
-from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
+from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, buckets_up_to
 from nightjar.policy.wire.cause import Causes, Code, because
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import GroupKey, LoadReport, SteeringLevel
@@ -169,13 +171,31 @@ class GroupState:
         return plan.num_speculative_tokens(batch) != without.num_speculative_tokens(batch)
 
     def not_known(self, replica: ReplicaState, mode: Mode) -> Causes:
-        """Of a replica in shadow: that nothing is known of other K while a single one ran. Empty otherwise."""
-        arms = range(self.key.max_num_speculative_tokens + 1)
-        only = only_length(self.evidence, arms) if mode.kind == "shadow" else None
-        if only is None:
+        """Of a replica in shadow: that nothing is known of other K while a single one ran, or less than the plan's gain over what
+        runs. Empty otherwise.
+        """
+        if mode.kind != "shadow":
             return ()
-        only_observes = replica.report.steering is SteeringLevel.OBSERVING
-        return (because(Code.NOT_KNOWN, num_speculative_tokens=only, only_observes=int(only_observes)),)
+        only_observes = int(replica.report.steering is SteeringLevel.OBSERVING)
+        only = only_length(self.evidence, range(self.key.max_num_speculative_tokens + 1))
+        if only is not None:
+            return (because(Code.NOT_KNOWN, num_speculative_tokens=only, only_observes=only_observes),)
+        doubtful = self._doubtful_gain(replica)
+        return (because(Code.NOT_KNOWN, only_observes=only_observes, **doubtful),) if doubtful else ()
+
+    def _doubtful_gain(self, replica: ReplicaState) -> dict[str, float]:
+        """What the plan's K would gain over the one that runs (share, and two deviations of its logarithm) where that is not known.
+        Empty elsewhere.
+        """
+        load, (plan, estimate, _) = replica.report.snapshot.load, self.variant(replica)
+        if estimate is None or plan is None or plan.local is not None or not load.decode_batch_size:
+            return {}
+        runs, planned = load.num_speculative_tokens, plan.num_speculative_tokens(load.decode_batch_size)
+        told = estimate.told_gain(batch_bucket(load.decode_batch_size), planned, runs)
+        if told is None or told.is_known or planned == runs:
+            return {}
+        gain, doubt = math.expm1(told.log_gain), DEVIATIONS * told.deviation
+        return {"num_speculative_tokens": runs, "planned": planned, "gain": gain, "doubt": doubt}
 
     def may_measure(self, replica: ReplicaState, cell: Cell) -> bool:
         """Whether a replica may be asked to run a cell's K: one that is expected to keep its limit, if it has one."""

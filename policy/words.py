@@ -163,7 +163,10 @@ def _everywhere(said: _Said) -> str:
 
 def _not_known(said: _Said) -> str:
     how = "deploy it with mode: auto to find out" if said["only_observes"] else "`nightjar mode auto --for 5m` finds out"
-    return f"not known what other K give: only {said.k} ever ran here ({how})"
+    if "planned" not in said:
+        return f"not known what other K give: only {said.k} ever ran here ({how})"
+    predicted_gain = f"predicted {said['gain']:+.0%} ±{said['doubt']:.0%}"
+    return f"not known what {said.length('planned')} gives against {said.k}: {predicted_gain}, too little ran at this batch ({how})"
 
 
 def _one_ran(said: _Said) -> str:

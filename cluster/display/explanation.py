@@ -97,10 +97,12 @@ def _number(tokens_per_s: float | None) -> str:
 
 
 def _against_off(arm: ArmExplanation) -> str:
-    """Predicted gain with its doubt: two standard deviations, as a change of K must exceed them."""
+    """Predicted gain with its doubt, two standard deviations; `not known` where the doubt is larger and too little was measured."""
     if arm.gain_over_off is None or arm.gain_deviation is None:
         return "-"
     doubt = 2.0 * arm.gain_deviation
+    if not arm.is_gain_known:
+        return f"not known ±{doubt:.0%}"
     return f"{arm.gain_over_off:+.1%} ±{doubt:.1%}" if doubt < 0.1 else f"{arm.gain_over_off:+.0%} ±{doubt:.0%}"
 
 

@@ -6,6 +6,7 @@ two sentences, a replica only what somebody may have to act on; why a K is what 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
@@ -310,10 +311,18 @@ def gained_text(gained: Sequence[GainedStatus]) -> str:
 def _worth(group: GroupStatus) -> str:
     """What the plan is predicted to give now, over off and what runs, or why that is not known; empty before the first step."""
     planned, off, present = group.predicted_tokens_per_s, group.predicted_off_tokens_per_s, group.predicted_present_tokens_per_s
-    if planned is None or not off or not group.cells:
+    if group.not_known or planned is None or not off or not group.cells:
         return group.not_known
-    over_present = f", {planned / present:.2f} of what runs" if present else ""
-    return f"The plan is predicted to give {planned:.0f} tok/s now: {planned / off:.2f} of off{over_present}."
+    over_present = f", {_ratio(planned / present, group.predicted_present_deviation)} of what runs" if present else ""
+    over_off = _ratio(planned / off, group.predicted_off_deviation)
+    return f"The plan is predicted to give {planned:.0f} tok/s now: {over_off} of off{over_present}."
+
+
+def _ratio(value: float, deviation: float | None) -> str:
+    """`1.29 (1.10 to 1.51)`, with two deviations on either side; without them where none is told, or both are the same K."""
+    if not deviation:
+        return f"{value:.2f}"
+    return f"{value:.2f} ({value * math.exp(-2.0 * deviation):.2f} to {value * math.exp(2.0 * deviation):.2f})"
 
 
 def _pending(group: GroupStatus) -> str:

@@ -43,6 +43,11 @@ class Interval(Record):
         """Of 1, where both arms are the same: whether the whole interval lies below or above it, or holds it."""
         return side_of(self.low, self.high)
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether it says where the value lies: the range of what was seen does not."""
+        return self.kind.startswith("95 %")
+
     def __str__(self) -> str:
         return f"{self.low:.3f} to {self.high:.3f}"
 

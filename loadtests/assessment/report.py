@@ -62,6 +62,13 @@ def headline(found: Findings) -> str:
         return f"No gain is given: {found.silent}."
     gain, profile = found.gain, found.profile
     assert profile is not None
+    if gain.low < 1.0 < gain.high:
+        ran = sorted({one.num_speculative_tokens for row in found.batches for one in row.ran if one.share >= LEAST_SHARE})
+        return (
+            f"Not known whether the planner would have given more: {percent(gain.ratio)} tokens a second ({percent(gain.low)} to "
+            f"{percent(gain.high)}) at the same batches, by profile {profile.name}: {gain.plan}. Only "
+            f"{', '.join(map(speculation, ran))} ever ran here; with Nightjar, `nightjar mode auto --for 5m` finds out."
+        )
     return (
         f"The planner would have given {percent(gain.ratio)} tokens a second ({percent(gain.low)} to {percent(gain.high)}) at the "
         f"same batches, by profile {profile.name}: {gain.plan}."

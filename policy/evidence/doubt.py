@@ -21,7 +21,7 @@ UNMEASURED: Final = 0.2
 by as much with each further bucket from the nearest where any was."""
 BEYOND: Final = 3.0
 """Times that variance where a K is longer than any that was measured: nothing bounds what it takes from above."""
-MEASURED: Final = 0.04
+MEASURED: Final = 0.03
 """What a measured K adds to the doubt of a gain: the model smooths what it measured."""
 MEASURED_STEPS: Final = 8.0
 """Clean steps from which a K counts as measured."""

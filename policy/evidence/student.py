@@ -15,16 +15,17 @@ MOST_DEGREES: Final = 200
 _FARTHEST: Final = 1e9
 
 Side = Literal["below", "holds", "above"]
-"""Where the interval of a ratio lies, seen from 1: both are the same there."""
+"""Where an interval lies, seen from a limit."""
 
 
-def side_of(low: float, high: float) -> Side:
-    """What the interval of a ratio says: an end at 1 holds it, so that equals show no difference.
+def side_of(low: float, high: float, limit: float = 1.0) -> Side:
+    """What an interval says of a limit; of a ratio that is 1, where both are the same. An end at the limit holds it, so that equals
+    show no difference.
 
-    >>> side_of(0.9, 0.99), side_of(0.9, 1.0), side_of(1.01, 1.2)
-    ('below', 'holds', 'above')
+    >>> side_of(0.9, 0.99), side_of(0.9, 1.0), side_of(1.01, 1.2), side_of(1.01, 1.2, limit=1.1)
+    ('below', 'holds', 'above', 'holds')
     """
-    return "below" if high < 1.0 else "above" if low > 1.0 else "holds"
+    return "below" if high < limit else "above" if low > limit else "holds"
 
 
 def upper_tail(t: float, degrees: int) -> float:

@@ -10,15 +10,17 @@ change the evidence does not change the plan.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from nightjar.policy.evidence.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence.cells import Cell, Evidence
+from nightjar.policy.evidence.doubt import DEVIATIONS
 from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView, plan_of, present_arms, present_mixed_arms, rows_of
@@ -41,6 +43,15 @@ replica that luck switched off makes no drafts that could show it is like the ot
 that one that is off for its own traffic's sake tries again after minutes."""
 
 
+class ToldGain(NamedTuple):
+    """Log goodput above another K's, its standard deviation as people are told it, and whether that is anything to go by: not where
+    two of them exceed the gain and either K was hardly measured in that batch bucket."""
+
+    log_gain: float
+    deviation: float
+    is_known: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A plan and what it stands on."""
@@ -52,6 +63,19 @@ class Estimate:
     plan: GroupPlan
     goodput_model: GoodputModel
     wanted: Mapping[int, Sequence[Measurement]] = field(default_factory=dict)
+
+    def told_gain(self, bucket: int, length: int, other: int) -> ToldGain | None:
+        """What one K gives over another, as people are told it; None where either is no arm, or no number."""
+        model = self.goodput_model
+        if length not in model.arms or other not in model.arms or bucket >= len(model.rows):
+            return None
+        arm, reference = model.arms.index(length), model.arms.index(other)
+        log_gain = float(model.log_goodput[bucket, arm] - model.log_goodput[bucket, reference])
+        deviation = float(model.told_deviation[bucket, arm, reference])
+        if not math.isfinite(log_gain) or not math.isfinite(deviation):
+            return None
+        measured = model.measured is None or bool(model.measured[bucket, arm] and model.measured[bucket, reference])
+        return ToldGain(min(log_gain, 100.0), deviation, measured or abs(log_gain) > DEVIATIONS * deviation)
 
 
 def replan(view: GroupView) -> Estimate:

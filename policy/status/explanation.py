@@ -15,6 +15,7 @@ import numpy as np
 from nightjar.policy.evidence.cells import Cell
 from nightjar.policy.operator.overrides import ModeOverride, effective_mode
 from nightjar.policy.planners.base import told_arms
+from nightjar.policy.planners.estimates import ToldGain
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.status.causes import Facts, InForce, planned, statements
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
@@ -130,31 +131,29 @@ def _arms(
     evidence, estimate = group.evidence, group.variant(replica).estimate
     lengths = set(settings.arms(group.key.max_num_speculative_tokens, group.key.graph_tiers))
     lengths |= {cell.num_speculative_tokens for cell in evidence.cells if cell.batch_bucket == bucket}
-    predicted: dict[int, tuple[float | None, float | None, float | None]] = {}
+    predicted: dict[int, tuple[float | None, ToldGain | None]] = {}
     too_long: set[int] = set()
     if estimate is not None and bucket < len(estimate.goodput_model.rows):
         model = estimate.goodput_model
         told = told_arms(evidence, model.arms)
-        gain, _ = model.gain(np.zeros(len(model.rows), dtype=np.int64))
         too_long = {length for index, length in enumerate(model.arms) if not model.allowed[bucket, index]}
         for index, length in enumerate(model.arms):
             if length not in told:
                 continue
             goodput = _finite(np.exp(min(float(model.log_goodput[bucket, index]), 100.0)))
-            is_gain_told = bool(index) and model.arms[0] in told
-            above = _finite(np.expm1(min(float(gain[bucket, index]), 100.0))) if is_gain_told else None
-            doubt = _finite(model.told_deviation[bucket, index, 0]) if is_gain_told else None
-            predicted[length] = goodput, above, doubt
+            over_off = estimate.told_gain(bucket, length, model.arms[0]) if index and model.arms[0] in told else None
+            predicted[length] = goodput, over_off
     arms = []
     for length in sorted(lengths | predicted.keys()):
-        goodput, above, doubt = predicted.get(length, (None, None, None))
+        goodput, over_off = predicted.get(length, (None, None))
         cell = evidence.cells.get(Cell(bucket, length))
         arms.append(
             ArmExplanation(
                 num_speculative_tokens=length,
                 predicted_tokens_per_s=goodput,
-                gain_over_off=above,
-                gain_deviation=doubt,
+                gain_over_off=math.expm1(over_off.log_gain) if over_off is not None else None,
+                gain_deviation=over_off.deviation if over_off is not None else None,
+                is_gain_known=over_off is None or over_off.is_known,
                 measured_tokens_per_s=evidence.goodput_tokens_per_s(bucket, length),
                 clean_steps=cell.steps if cell is not None else 0.0,
                 measured_age_s=_age(now_s, cell.measured_at_s) if cell is not None and group.decided_at_s is not None else None,

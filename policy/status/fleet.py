@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -101,6 +101,8 @@ def _group(
         predicted_tokens_per_s=predicted.planned if predicted is not None else None,
         predicted_off_tokens_per_s=predicted.off if predicted is not None else None,
         predicted_present_tokens_per_s=predicted.present if predicted is not None else None,
+        predicted_off_deviation=predicted.off_deviation if predicted is not None else None,
+        predicted_present_deviation=predicted.present_deviation if predicted is not None else None,
         gained=_gained(group, now_s) if with_model else (),
         imported_cells=len(group.imported.cells),
         not_known=in_words(next(filter(None, (group.not_known(member, mode) for member, mode in decided)), ())),
@@ -227,6 +229,9 @@ class Predicted:
     """With K = 0."""
     present: float | None = None
     """With the K of each replica's last step; None where one is not predicted. In shadow, what the plan is compared with."""
+    off_deviation: float | None = None
+    present_deviation: float | None = None
+    """Standard deviations, as people are told them, of the logarithm of `planned` over either. None where nothing says."""
 
 
 def predict(group: GroupState, replicas: Iterable[ReplicaState]) -> Predicted | None:
@@ -236,19 +241,28 @@ def predict(group: GroupState, replicas: Iterable[ReplicaState]) -> Predicted | 
     """
     if group.plan is None or group.plan.local is not None or group.evidence.only_length is not None:
         return None
-    known = [(planned, off, present) for planned, off, present in _goodputs(group, replicas) if planned is not None and off]
+    known = list(_goodputs(group, replicas))
     if not known:
         return None
-    presents = [present for _, _, present in known if present is not None]
+    presents = [one.present for one in known if one.present is not None]
     return Predicted(
-        planned=sum(planned for planned, _, _ in known),
-        off=sum(off for _, off, _ in known),
+        planned=sum(one.planned for one in known),
+        off=sum(one.off for one in known),
         present=sum(presents) if len(presents) == len(known) else None,
+        off_deviation=_alike([(one.planned, one.off_deviation) for one in known]),
+        present_deviation=_alike([(one.planned, one.present_deviation) for one in known]),
     )
 
 
-def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[tuple[float | None, float | None, float | None]]:
-    """Tokens a second of each busy replica that can be steered: with its plan, off, as it runs. Asked once for each estimate."""
+def _alike(deviations: Sequence[tuple[float, float | None]]) -> float | None:
+    """Of a sum whose parts (weight, deviation) err alike: they come from the same few slopes. None where one is not known."""
+    known = [(weight, deviation) for weight, deviation in deviations if deviation is not None]
+    total = sum(weight for weight, _ in known)
+    return sum(weight * deviation for weight, deviation in known) / total if total and len(known) == len(deviations) else None
+
+
+def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[Predicted]:
+    """Of each busy replica that can be steered and whose batch is known well enough. Asked once for each estimate."""
     alike: Counter[tuple[int, int, int]] = Counter()
     variants: dict[int, PlanVariant] = {}
     for replica in replicas:
@@ -262,5 +276,10 @@ def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[t
     plan_goodputs = {key: group.plan_goodput(variant) for key, variant in variants.items()}
     for (key, bucket, length), count in alike.items():
         planned, off = plan_goodputs[key].planned_goodput[bucket], plan_goodputs[key].off_goodput[bucket]
-        present = group.goodput(variants[key].estimate, bucket, length)
-        yield from ((planned, off, present) for _ in range(count))
+        if planned is None or not off:
+            continue
+        estimate, runs = variants[key].estimate, plan_goodputs[key].planned[bucket]
+        present = group.goodput(estimate, bucket, length)
+        over = [estimate.told_gain(bucket, runs, other) if estimate is not None else None for other in (0, length)]
+        doubts = [told.deviation if told is not None else None for told in over]
+        yield from (Predicted(planned, off, present, *doubts) for _ in range(count))

@@ -49,7 +49,7 @@ class Code(StrEnum):
     UNTOUCHED = "untouched"
     IN_SHADOW = "in_shadow"  # what follows would run
     WOULD_RUN = "would_run"  # (k)
-    NOT_KNOWN = "not_known"  # (k, only_observes): what other K give
+    NOT_KNOWN = "not_known"  # (k, only_observes): what other K give, or (planned, gain, doubt) what that one gives
     REFUSED = "refused"  # text: why
     UNDER_WAY = "under_way"  # (incarnation, sequence), (runs_incarnation, runs_sequence) where it runs any
     GUARD = "guard"  # (first_batch_size, last_batch_size)

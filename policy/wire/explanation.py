@@ -24,15 +24,17 @@ class Statement(Record):
 class ArmExplanation(Record):
     """One K at the replica's batch bucket. Tokens a second are generated ones; None: nobody predicted or measured it.
 
-    `gain_over_off` is the predicted share above K = 0, `gain_deviation` the standard deviation of its logarithm: a change of K must
-    exceed two of them. `exceeds_limit`: steps may take longer than the limit that concerns this replica. `own_steps` are those that
-    this replica measured.
+    `gain_over_off` is the predicted share above K = 0, `gain_deviation` the standard deviation of its logarithm, wider than what
+    the planner acts on where either was not measured (evidence/doubt.py); where two of them exceed the gain there,
+    `is_gain_known` is false. `exceeds_limit`: steps may take longer than the limit that concerns this replica. `own_steps` are
+    those that this replica measured.
     """
 
     num_speculative_tokens: int
     predicted_tokens_per_s: float | None = None
     gain_over_off: float | None = None
     gain_deviation: float | None = None
+    is_gain_known: bool = True
     measured_tokens_per_s: float | None = None
     clean_steps: float = 0.0
     measured_age_s: float | None = None

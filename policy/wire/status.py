@@ -102,8 +102,8 @@ class GoodputModelStatus(Record):
 
     A row per batch bucket, a column per K, or a single one while no other K ever ran. `goodput_tokens_per_s` is generated tokens a
     second of one replica that runs in the bucket. `goodput_deviation` is the standard deviation of its logarithm, `gain_deviation`
-    that of the logarithm of its ratio to K = 0 in the same bucket: the doubt that a change of K must exceed (0.03 reads as 3 %). It
-    is empty where K = 0 has no column.
+    that of the logarithm of its ratio to K = 0 in the same bucket (0.03 reads as 3 %), wider than the planner's own where one was
+    not measured (evidence/doubt.py). It is empty where K = 0 has no column.
     """
 
     age_s: float | None = None
@@ -165,7 +165,9 @@ class GroupStatus(Record):
     `goodput_model` is None where the planner does not learn, the group has no replica, or many groups have more (status/fleet.py).
     `predicted_tokens_per_s` is what the busy replicas are predicted to generate at their present batches with the plan's K,
     `predicted_off_tokens_per_s` the same with K = 0, `predicted_present_tokens_per_s` with the K that each runs now; None where
-    nothing is predicted. All three are of steps that only decode. `not_known` says why, and how to find out, where a single K ran.
+    nothing is predicted. All three are of steps that only decode. `predicted_off_deviation` and `predicted_present_deviation` are
+    standard deviations of the logarithm of the plan's over either. `not_known` says of a group in shadow why what its plan gives is
+    not known, and how to find out: a single K ran, or the doubt exceeds the gain.
     `gained` is against the engines' own K, and against off; empty before anything was counted, and where many groups are larger.
     `imported_cells` are those that nobody measured here yet. `causes` are the plan's, `reason` says them in words.
     """
@@ -181,6 +183,8 @@ class GroupStatus(Record):
     predicted_tokens_per_s: float | None = None
     predicted_off_tokens_per_s: float | None = None
     predicted_present_tokens_per_s: float | None = None
+    predicted_off_deviation: float | None = None
+    predicted_present_deviation: float | None = None
     not_known: str = ""
     gained: tuple[GainedStatus, ...] = ()
     imported_cells: int = 0

@@ -3,8 +3,8 @@
 A few cells of each profile are measured with noise, as a young group has them; each model then tells the gain of every K over K = 0
 in every batch bucket at nominal acceptance. Printed: error of the logarithm of step time over K = 0's, and the goodput that is lost
 by running each bucket's K of the best predicted goodput. The models are policy/evidence/step_time.py and what stands in for parts
-of it. The bars want the planner's to be at least as good as the best of the simpler ones. How often intervals of predicted gains hold
-the truth is in gain_intervals.py. Nothing here is timed: same code, same numbers.
+of it. The bars want the planner's to be at least as good as the best of the simpler ones. How often intervals of predicted gains
+hold the truth is in gain_intervals.py. Nothing here is timed: same code, same numbers.
 """
 
 from __future__ import annotations

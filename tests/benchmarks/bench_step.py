@@ -130,6 +130,7 @@ def judge(rows: Mapping[int, Sequence[Mapping[str, float]]], seed: int) -> Outco
             limit=AIM_FIXED_US + AIM_PER_REQUEST_US * batch_size,
             value=medians["hooks_us"],
             interval=_median_interval(hooks, seed),
+            judged="interval",
             at=f"batch {batch_size}, {len(measured)} steps",
             cells=len(measured),
         )

@@ -192,6 +192,6 @@ def judge(found: Sequence[Held]) -> Outcome:
         ]
         for state, ones in by_state.items()
     ]
-    title = "Gains whose interval holds the truth, by the planner's own doubt / by the one that is told / told to be above or below 0"
+    title = "Gains whose interval holds the truth, by the planner's own doubt / as told / told to be other than nothing"
     outcome.tables.append((title, ("seen", *profiles, "mean"), [list(line) for line in lines]))
     return outcome

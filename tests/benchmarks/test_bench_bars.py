@@ -6,6 +6,8 @@ import pytest
 
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES
 from tests.benchmarks.bench_model import MEASURED_CELLS, MODELS, PLANNERS, Score, judge
+from tests.benchmarks.gain_intervals import Held
+from tests.benchmarks.gain_intervals import judge as judge_intervals
 from tests.benchmarks.scale.bench_scale import AIM_MS, judge_decisions, judge_learning, judge_memory
 
 
@@ -49,3 +51,12 @@ def test_the_planners_model_is_held_against_the_best_of_the_simpler_ones(of_plan
     assert [(bar.limit, bar.verdict, bar.at) for bar in lost] == [
         (0.03, verdict, "the best simpler model: shape alone") for _ in MEASURED_CELLS
     ]
+
+
+@pytest.mark.parametrize(("worst", "verdict"), [(0.9, "reached"), (0.89, "MISSED")])
+def test_intervals_of_gains_as_told_must_hold_the_truth_in_nine_of_ten_on_every_profile_and_state(worst: float, verdict: str) -> None:
+    found = [Held(state, profile, 100, 1.0, 0.7, 0.1) for state in ("off", "4 cells") for profile in PROFILE_NAMES]
+    found.append(Held("16 cells", PROFILE_NAMES[0], 100, worst, 0.7, 0.1))
+    told, planners = judge_intervals(found).bars
+    assert (told.value, told.verdict, told.at) == (worst, verdict, f"{PROFILE_NAMES[0]}, which has seen 16 cells")
+    assert planners.verdict == "stated"

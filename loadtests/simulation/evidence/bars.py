@@ -1,8 +1,9 @@
 """What a bar is, and what every bench keeps of its bars: `summary.json`, and the lines that it prints last.
 
 One shape for the simulator and for the benches on real engines, so that results are compared, kept and published by the same code;
-a bench adds fields of its own. A bar whose runs were not made has no value and did not pass, nor has one that none of its places is
-for. A missed bar fails a bench only with `--strict`.
+a bench adds fields of its own. A bar is reached where all of its interval keeps the limit, missed where none of it does, and not
+shown where the interval holds the limit; a value without an interval is its own. A bar whose runs were not made has no value and
+did not pass, nor has one that none of its places is for. A missed bar fails a bench only with `--strict`.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Literal
 
 import typer
-from pydantic import computed_field
+from pydantic import BeforeValidator, computed_field
 from rich.console import Console
 
 from nightjar.loadtests.arms.statistics import Interval
 from nightjar.loadtests.report.machine import RunFacts
+from nightjar.policy.evidence.student import side_of
 from nightjar.policy.wire.record import Record
 
 Direction = Literal["at least", "at most", "above", "stated"]
-Verdict = Literal["reached", "MISSED", "stated", "no place", "no value", "not run"]
-Judged = Literal["value", "upper end"]
+Verdict = Literal["reached", "MISSED", "not shown", "stated", "no place", "no value", "not run"]
+Judged = Annotated[Literal["value", "interval"], BeforeValidator(lambda told: "interval" if told == "upper end" else told)]
+"""The release before held upper ends of intervals against limits: read as intervals for one release."""
 
 StrictOption = Annotated[
     bool,
@@ -36,8 +39,8 @@ class Bar(Record):
     """One bar's outcome. `at` is the cell that decided it, or, where there is no value, why no place that ran decides it; `cells`
     is how many were looked at, over `seeds` seeds each at least.
 
-    judged     what is held against the limit: the value, or the upper end of an interval, so that only an interval that lies below
-               the limit whole misses it. `upper_end` is that end
+    judged     what is held against the limit: the interval, where it is one of 95 %; else the value alone, which is exact, or whose
+               interval is of something else
     is_due     whether the run was to give a value
     """
 
@@ -48,7 +51,6 @@ class Bar(Record):
     value: float | None = None
     interval: Interval | None = None
     judged: Judged = "value"
-    upper_end: float | None = None
     at: str = ""
     cells: int = 0
     seeds: int = 0
@@ -59,17 +61,12 @@ class Bar(Record):
     def want(self) -> str:
         """What is wanted, in a few characters."""
         sign = {"at least": ">=", "at most": "<=", "above": ">"}.get(self.direction)
-        which = "upper end " if self.judged == "upper end" else ""
-        return f"{which}{sign} {self.limit:g}" if sign else "stated"
+        return f"{sign} {self.limit:g}" if sign else "stated"
 
     @property
     def passed(self) -> bool | None:
-        """Whether it was reached; None where it was not measured or is only stated."""
-        judged = self.upper_end if self.judged == "upper end" else self.value
-        if judged is None or self.direction == "stated":
-            return None
-        reached = {"at least": judged >= self.limit, "at most": judged <= self.limit, "above": judged > self.limit}
-        return reached[self.direction]
+        """Whether it was reached; None where it was not measured, is only stated, or is not shown."""
+        return {"reached": True, "MISSED": False}.get(self.verdict)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -77,14 +74,30 @@ class Bar(Record):
         """The outcome in a word or two. `no value`: it was to be measured and was not, without a reason."""
         if self.value is None:
             return "no place" if self.at else "no value" if self.is_due else "not run"
-        if self.passed is None:
+        if self.direction == "stated":
             return "stated"
-        return "reached" if self.passed else "MISSED"
+        if self.judged == "interval" and self.interval is not None and self.interval.is_shown:
+            return _verdict(self.interval.low, self.interval.high, self.direction, self.limit)
+        return _verdict(self.value, self.value, self.direction, self.limit)
 
     @property
     def is_missed(self) -> bool:
         """Whether a strict run fails by it."""
         return self.verdict in {"MISSED", "no value"}
+
+
+def _verdict(low: float, high: float, direction: Direction, limit: float) -> Verdict:
+    """By an interval, or by one value at both its ends: an end at the limit keeps it, but for one that must lie above."""
+    if low == high:
+        keeps = {"at least": low >= limit, "at most": low <= limit, "above": low > limit}[direction]
+        return "reached" if keeps else "MISSED"
+    match side_of(low, high, limit):
+        case "above":
+            return "MISSED" if direction == "at most" else "reached"
+        case "below":
+            return "reached" if direction == "at most" else "MISSED"
+    keeps = low == limit if direction == "at least" else high == limit if direction == "at most" else False
+    return "reached" if keeps else "not shown"
 
 
 class BenchSummary(Record):
@@ -125,6 +138,8 @@ def print_missed(console: Console, bars: Collection[Bar]) -> None:
     lines, style = missed_lines(bars), "bold red"
     if not lines:
         reached, unmeasured = sum(bar.passed is True for bar in bars), sum(bar.value is None for bar in bars)
-        lines, style = [f"no bar was missed: {reached} reached, {unmeasured} without a value"], "bold"
+        unshown = sum(bar.verdict == "not shown" for bar in bars)
+        told = f", {unshown} not shown" if unshown else ""
+        lines, style = [f"no bar was missed: {reached} reached{told}, {unmeasured} without a value"], "bold"
     for line in lines:
         console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)

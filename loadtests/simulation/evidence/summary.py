@@ -30,12 +30,15 @@ class SimulationSummary(BenchSummary):
     @property
     def headline(self) -> str:
         """One line: how many bars were reached, and which were not."""
-        judged = [bar for bar in self.bars.values() if bar.passed is not None]
-        missed = ", ".join(bar.name for bar in judged if not bar.passed)
+        judged = [bar for bar in self.bars.values() if bar.verdict in {"reached", "MISSED", "not shown"}]
+        missed = ", ".join(bar.name for bar in judged if bar.passed is False)
+        unshown = ", ".join(bar.name for bar in judged if bar.passed is None)
         unmeasured = Counter(bar.verdict for bar in self.bars.values() if bar.value is None)
         parts = [f"{sum(bar.passed is True for bar in judged)} of {len(judged)} bars reached"]
         if missed:
             parts.append(f"missed: {missed}")
+        if unshown:
+            parts.append(f"not shown: {unshown}")
         parts += [f"{count} {verdict}" for verdict, count in unmeasured.items()]
         if self.failed:
             parts.append(f"{self.failed} of {self.runs} runs FAILED")

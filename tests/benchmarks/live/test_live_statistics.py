@@ -6,6 +6,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from nightjar.loadtests.arms.samples import Work
 from nightjar.loadtests.arms.statistics import Interval, Speed, paired_ratio
 from nightjar.loadtests.arms.stock_table import tuned_table
 from nightjar.loadtests.load.prompts import PromptsError
-from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.bars import Bar, Direction
 from nightjar.policy.wire.status import ReplicaStatus
 from tests.benchmarks.live.answers import Answer, Arrival, acceptance_seen
 from tests.benchmarks.live.arms import AUTO, OFF, PAPER, STATIC, TABLE
@@ -77,12 +78,39 @@ def test_a_ratio_weighs_rounds_by_their_work_and_is_the_same_for_the_same_seed()
     assert ratio.interval.kind == "95 % by resampling 2 rounds, each with both arms, widened for so few"
 
 
-def test_a_bar_of_an_upper_end_is_missed_only_where_the_whole_interval_is_below() -> None:
-    bar = Bar(name="b", meaning="m", direction="at least", limit=0.98, value=0.97, judged="upper end", upper_end=0.985)
-    assert bar.passed
-    assert not bar.model_copy(update={"upper_end": 0.979}).passed
-    assert bar.model_copy(update={"upper_end": None}).passed is None
-    assert bar.want == "upper end >= 0.98"
+@pytest.mark.parametrize(
+    ("direction", "low", "high", "verdict"),
+    [
+        ("at least", 0.97, 0.985, "not shown"),
+        ("at least", 0.97, 0.979, "MISSED"),
+        ("at least", 0.98, 1.01, "reached"),
+        ("at most", 0.97, 0.98, "reached"),
+        ("at most", 0.97, 0.985, "not shown"),
+        ("at most", 0.981, 0.985, "MISSED"),
+        ("above", 0.98, 1.01, "not shown"),
+        ("above", 0.981, 1.01, "reached"),
+    ],
+)
+def test_a_bar_is_reached_or_missed_by_its_whole_interval_and_not_shown_where_that_holds_the_limit(
+    direction: Direction, low: float, high: float, verdict: str
+) -> None:
+    interval = Interval(low=low, high=high, kind="95 % by resampling 6 rounds")
+    bar = Bar(name="b", meaning="m", direction=direction, limit=0.98, value=0.975, interval=interval, judged="interval")
+    assert bar.verdict == verdict
+    assert bar.is_missed == (verdict == "MISSED")
+    kept = bar.model_dump() | {"judged": "upper end", "upper_end": high}
+    assert Bar.model_validate(kept).verdict == verdict, "as the release before kept it"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"judged": "value"}, {"interval": None}, {"interval": Interval(low=0.9, high=1.0, kind="range of 3 rounds")}],
+    ids=["an interval of something else", "none", "a range"],
+)
+def test_a_bar_without_an_interval_of_its_value_is_judged_by_the_value(changed: dict[str, Any]) -> None:
+    interval = Interval(low=0.9, high=1.0, kind="95 % by resampling 6 rounds")
+    bar = Bar(name="b", meaning="m", direction="at least", limit=0.98, value=0.985, interval=interval, judged="interval")
+    assert (bar.verdict, bar.model_copy(update=changed).verdict) == ("not shown", "reached")
 
 
 def test_odd_rounds_pick_the_best_and_even_rounds_score_it() -> None:

@@ -255,6 +255,21 @@ def test_once_several_k_ran_shadow_predicts_again() -> None:
     assert "tok/s predicted" in replica.reason
 
 
+def test_in_shadow_a_gain_within_its_doubt_is_not_known_where_too_little_ran_at_the_batch_and_the_way_to_know_is_told() -> None:
+    learned = learned_then_shadow()
+    replica = Replica("a", 2)
+    fleet = Fleet([replica], settings=learned.settings, state=learned.state, now_s=learned.now_s)
+    fleet.run(8.0)
+    (group,), (told,) = fleet_status(fleet.state, fleet.decisions, fleet.now_s)
+    assert group.not_known.startswith("not known what K=3 gives against K=5: predicted ")
+    assert group.not_known.endswith("too little ran at this batch (`nightjar mode auto --for 5m` finds out)")
+    assert told.reason == f"shadow, nothing is touched: {group.not_known}"
+    arms = {arm.num_speculative_tokens: arm for arm in explain(
+        fleet.state, fleet.decisions, fleet.settings, (), "a", fleet.now_s
+    ).arms}  # fmt: skip
+    assert [length for length, arm in arms.items() if not arm.is_gain_known]
+
+
 def test_in_shadow_a_group_tells_what_the_k_that_runs_is_predicted_to_give_at_the_same_batch() -> None:
     fleet = learned_then_shadow()
     (known,) = fleet.state.groups.values()

@@ -243,11 +243,19 @@ def crossover_bars(found: Mapping[int, OverBest], planned: Mapping[int, int]) ->
     meaning = "of the planner over those of the best K, picked on odd segments, scored on even ones; worst batch"
 
     def bar(name: str, meaning: str, direction: Direction, limit: float, ratios: Mapping[int, tuple[float, Interval]]) -> Bar:
-        worst = min(ratios, key=lambda batch: ratios[batch][0])
+        worst = min(ratios, key=lambda batch: (ratios[batch][1].high >= limit, ratios[batch][1].low))
         value, interval = ratios[worst]
         at = f"batch {worst}, best {found[worst].best}, planned K={planned[worst]}"
         return Bar(
-            name=name, meaning=meaning, direction=direction, limit=limit, value=value, interval=interval, at=at, cells=len(ratios)
+            name=name,
+            meaning=meaning,
+            direction=direction,
+            limit=limit,
+            value=value,
+            interval=interval,
+            judged="interval",
+            at=at,
+            cells=len(ratios),
         )
 
     return [

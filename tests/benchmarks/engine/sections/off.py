@@ -203,6 +203,7 @@ def _ratio_bar(name: str, meaning: str, limit: float, groups: dict[int, list[flo
         limit=limit,
         value=geometric_mean_of_groups(groups),
         interval=interval_of_groups(groups, seed, RESAMPLED),
+        judged="interval",
         at=f"{min(map(len, groups.values()))} pairs per batch",
         cells=len(groups),
     )

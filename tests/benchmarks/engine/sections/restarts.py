@@ -206,6 +206,7 @@ def _outcome(
             limit=LONGEST_WANTED,
             value=median(longest),
             interval=resampled(longest, longest, lambda one, _: median(one), seed, f"{len(longest)} restarts"),
+            judged="interval",
             at=f"{len(bounded)} restarts",
             cells=len(bounded),
         ),
@@ -218,6 +219,7 @@ def _outcome(
             interval=resampled(
                 kept, kept, lambda one, _: fmean(k[2] for k in one) / fmean(k[3] for k in one), seed, f"{len(kept)} restarts"
             ),
+            judged="interval",
             at=f"{len(kept)} restarts, K={LENGTH}",
             cells=len(kept),
         ),

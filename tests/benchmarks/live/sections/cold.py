@@ -101,6 +101,7 @@ def judge_cold(runs: Sequence[ColdRun], speeds: Mapping[int, float], seed: int) 
         limit=1.0,
         value=_mean_ratio(lost[TOGETHER], lost[ALONE]) if is_measurable else None,
         interval=resampled(lost[TOGETHER], lost[ALONE], _mean_ratio, seed, drawn) if is_measurable else None,
+        judged="interval",
         at=f"load {LOAD}{told}; alone {_listed(lost[ALONE])}, together {_listed(lost[TOGETHER])} tokens",
         cells=len(lost[ALONE]),
     )

@@ -201,8 +201,8 @@ def papers_findings(segments: Segments, effort: Effort, seed: int) -> tuple[dict
 
 
 def _bar(name: str, rival: str, limit: float, ratios: dict[str, Ratio], rivals: dict[str, str]) -> Bar:
-    """The load where the planner stands worst; the bar is missed if the interval of any load lies below the limit whole."""
-    worst = min(ratios, key=lambda load: ratios[load].value)
+    """The load whose interval ends lowest among those that decide: below the limit whole, else not above it, else any."""
+    worst = min(ratios, key=lambda load: (ratios[load].interval.high >= limit, ratios[load].interval.low))
     return Bar(
         name=name,
         meaning=f"steady loads, what clients got: tokens/s of the planner over {rival}; worst of the loads",
@@ -210,8 +210,7 @@ def _bar(name: str, rival: str, limit: float, ratios: dict[str, Ratio], rivals: 
         limit=limit,
         value=ratios[worst].value,
         interval=ratios[worst].interval,
-        judged="upper end",
-        upper_end=min(ratio.interval.high for ratio in ratios.values()),
+        judged="interval",
         at=f"load {worst}, against {rivals[worst]}, {ratios[worst].rounds} rounds",
         cells=len(ratios),
     )
