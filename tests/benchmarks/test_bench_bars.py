@@ -54,7 +54,7 @@ def test_the_planners_model_is_held_against_the_best_of_the_simpler_ones(of_plan
 
 
 @pytest.mark.parametrize(("worst", "verdict"), [(0.9, "reached"), (0.89, "MISSED")])
-def test_intervals_of_gains_as_told_must_hold_the_truth_in_nine_of_ten_on_every_profile_and_state(worst: float, verdict: str) -> None:
+def test_intervals_of_gains_as_told_must_hold_the_truth_in_nine_of_ten_on_every_profile(worst: float, verdict: str) -> None:
     found = [Held(state, profile, 100, 1.0, 0.7, 0.1) for state in ("off", "4 cells") for profile in PROFILE_NAMES]
     found.append(Held("16 cells", PROFILE_NAMES[0], 100, worst, 0.7, 0.1))
     told, planners = judge_intervals(found).bars
