@@ -62,15 +62,49 @@ class LearnedCell(NamedTuple):
         return CellEvidence(self.steps, self.log_step_seconds, self.decode_rows, self.context_tokens, self.log_step_seconds_squared)
 
 
-def _as_table(cells: tuple[LearnedCell, ...]) -> dict[str, Any]:
+class LearnedMixedCell(NamedTuple):
+    """Decayed sums over the steps with prefill of one batch bucket at one K, in a table of their own, which older releases do not
+    look at: they would take these for clean steps."""
+
+    batch_bucket: Annotated[int, Field(ge=0, lt=64)]
+    num_speculative_tokens: NumSpeculativeTokens
+    steps: PositiveSum
+    seconds: PositiveSum
+    decode_rows: DecayedSum
+    prefill_tokens: PositiveSum
+    draft_tokens: DecayedSum = 0.0
+
+    @property
+    def cell(self) -> Cell:
+        """Batch bucket and K."""
+        return Cell(self.batch_bucket, self.num_speculative_tokens, prefill=True)
+
+    @property
+    def step_seconds(self) -> float:
+        """Of such a step, whatever its prefill."""
+        return self.seconds / self.steps
+
+    def evidence(self) -> CellEvidence:
+        """As evidence; such steps do not age."""
+        return CellEvidence(
+            self.steps,
+            rows=self.decode_rows,
+            seconds=self.seconds,
+            prefill_tokens=self.prefill_tokens,
+            draft_tokens=self.draft_tokens,
+        )
+
+
+def _as_table(cells: tuple[LearnedCell, ...] | tuple[LearnedMixedCell, ...]) -> dict[str, Any]:
     """Cells as a table, without a column that says nothing."""
-    defaults = LearnedCell._field_defaults
-    columns = zip(LearnedCell._fields, zip(*cells, strict=True), strict=False)
+    kind = type(cells[0]) if cells else LearnedCell
+    columns = zip(kind._fields, zip(*cells, strict=True), strict=False)
+    defaults = kind._field_defaults
     told = {name: values for name, values in columns if name not in defaults or any(one != defaults[name] for one in values)}
     return {"fields": list(told), "rows": [list(row) for row in zip(*told.values(), strict=True)]}
 
 
-def _by_name(cells: Any) -> Any:
+def _by_name(cells: Any, names_known: tuple[str, ...] = LearnedCell._fields) -> Any:
     """The rows of a table as mappings of the names that this release knows; anything else as it is."""
     if isinstance(cells, Mapping):
         names, rows = cells.get("fields"), cells.get("rows")
@@ -82,7 +116,11 @@ def _by_name(cells: Any) -> Any:
         cells = [dict(zip(names, row, strict=True)) for row in rows]
     if not _is_list(cells):
         return cells
-    return [{name: one[name] for name in LearnedCell._fields if name in one} if isinstance(one, Mapping) else one for one in cells]
+    return [{name: one[name] for name in names_known if name in one} if isinstance(one, Mapping) else one for one in cells]
+
+
+def _mixed_by_name(cells: Any) -> Any:
+    return _by_name(cells, LearnedMixedCell._fields)
 
 
 def _is_list(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
@@ -92,12 +130,15 @@ def _is_list(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
 class LearnedGroup(Record):
     """One group: who it is about, its cells, acceptance by position, the price of catching up, and the plan that it ran.
 
-    Its cells are of pure decode steps: what steps with prefill cost is not kept.
+    `cells` are of pure decode steps, `mixed_cells` of those with prefill. How many such steps there are, replicas tell at once.
     """
 
     key: GroupKey
     cells: Annotated[
         tuple[LearnedCell, ...], Field(max_length=MAX_CELLS), BeforeValidator(_by_name), PlainSerializer(_as_table)
+    ] = ()
+    mixed_cells: Annotated[
+        tuple[LearnedMixedCell, ...], Field(max_length=MAX_CELLS), BeforeValidator(_mixed_by_name), PlainSerializer(_as_table)
     ] = ()
     acceptance: Annotated[
         AcceptanceEvidence, PlainSerializer(lambda known: {"reached": known.reached, "accepted": known.accepted})
@@ -140,12 +181,27 @@ class LearnedGroup(Record):
             )
             for cell, known in sorted(evidence.cells.items())
         )
+        mixed_cells = tuple(
+            LearnedMixedCell(
+                cell.batch_bucket,
+                cell.num_speculative_tokens,
+                known.steps,
+                known.seconds,
+                known.rows,
+                known.prefill_tokens,
+                known.draft_tokens,
+            )
+            for cell, known in sorted(evidence.mixed_cells.items())
+        )
         acceptance = AcceptanceEvidence(evidence.acceptance.reached, evidence.acceptance.accepted)
-        return cls.model_construct(key=key, cells=cells, acceptance=acceptance, catch_up=catch_up, plan=plan)
+        return cls.model_construct(
+            key=key, cells=cells, mixed_cells=mixed_cells, acceptance=acceptance, catch_up=catch_up, plan=plan
+        )
 
     def evidence(self) -> Evidence:
         """The evidence that was stored."""
-        return Evidence({one.cell: one.evidence() for one in self.cells}, self.acceptance)
+        cells, mixed_cells = ({one.cell: one.evidence() for one in kind} for kind in (self.cells, self.mixed_cells))
+        return Evidence(cells, self.acceptance, mixed_cells)
 
 
 class LearnedTables(Record):
@@ -162,7 +218,7 @@ class LearnedTables(Record):
         return {**plain, "version": 2} if isinstance(plain, Mapping) and plain.get("version", 1) == 1 else plain
 
 
-def could_be_measured(one: LearnedCell, key: GroupKey) -> bool:
+def could_be_measured(one: LearnedCell | LearnedMixedCell, key: GroupKey) -> bool:
     """Whether an engine of that group could have measured the cell."""
     return _holds(lambda: _check_cell(one, key))
 
@@ -175,7 +231,7 @@ def could_be_priced(sums: CatchUpEvidence) -> bool:
 def measurable(group: LearnedGroup) -> LearnedGroup:
     """The group, of which engines could have measured everything. Raises ValueError for any other."""
     seen: set[Cell] = set()
-    for one in group.cells:
+    for one in (*group.cells, *group.mixed_cells):
         require(one.cell not in seen, one.cell, "given twice, allowed is once")
         seen.add(one.cell)
         _check_cell(one, group.key)
@@ -197,23 +253,51 @@ def _holds(check: Callable[[], None]) -> bool:
     return True
 
 
-def _check_cell(one: LearnedCell, key: GroupKey) -> None:
+def _check_cell(one: LearnedCell | LearnedMixedCell, key: GroupKey) -> None:
     bucket, length, _ = one.cell
     highest = batch_bucket(key.max_num_seqs)
     require(length <= key.max_num_speculative_tokens, one.cell, f"K above the group's {key.max_num_speculative_tokens}")
     require(bucket <= highest, one.cell, f"a bucket above {highest}, the last of max_num_seqs {key.max_num_seqs}")
-    mean_log = one.log_step_seconds / one.steps
-    require(
-        math.log(SHORTEST_STEP_SECONDS) <= mean_log <= math.log(LONGEST_STEP_SECONDS),
-        one.cell,
-        f"e^{mean_log:.4g} s a step, allowed are {SHORTEST_STEP_SECONDS:g} to {LONGEST_STEP_SECONDS:g} s",
-    )
     rows = one.decode_rows / one.steps
     first, last = bucket_range(bucket, key.max_num_seqs)
     require(
         first * (1.0 - ROUNDING) <= rows <= last * (1.0 + ROUNDING),
         one.cell,
         f"{rows:.6g} rows a step, allowed are {first} to {last}",
+    )
+    if isinstance(one, LearnedCell):
+        _check_clean(one)
+    else:
+        _check_mixed(one, key)
+
+
+def _check_mixed(one: LearnedMixedCell, key: GroupKey) -> None:
+    more, mean_s = 1.0 + ROUNDING, one.step_seconds
+    require(
+        mean_s * more >= SHORTEST_STEP_SECONDS and mean_s <= LONGEST_STEP_SECONDS * more,
+        one.cell,
+        f"{mean_s:.4g} s a step, allowed are {SHORTEST_STEP_SECONDS:g} to {LONGEST_STEP_SECONDS:g} s",
+    )
+    prefill = one.prefill_tokens / one.steps
+    require(
+        prefill * more >= 1.0 and prefill <= MOST_CHUNK_TOKENS * more,
+        one.cell,
+        f"{prefill:.6g} prompt tokens a step, allowed are 1 to {MOST_CHUNK_TOKENS}",
+    )
+    most_drafts = one.decode_rows * key.max_num_speculative_tokens
+    require(
+        one.draft_tokens <= most_drafts * more,
+        one.cell,
+        f"{one.draft_tokens:.6g} drafts verified, allowed are 0 to {most_drafts:.6g}",
+    )
+
+
+def _check_clean(one: LearnedCell) -> None:
+    mean_log = one.log_step_seconds / one.steps
+    require(
+        math.log(SHORTEST_STEP_SECONDS) <= mean_log <= math.log(LONGEST_STEP_SECONDS),
+        one.cell,
+        f"e^{mean_log:.4g} s a step, allowed are {SHORTEST_STEP_SECONDS:g} to {LONGEST_STEP_SECONDS:g} s",
     )
     most_context = one.decode_rows * MOST_CONTEXT_TOKENS
     require(

@@ -16,7 +16,7 @@ from typing import Final
 from nightjar.policy.evidence.acceptance import GROUP_ROWS, AcceptanceEvidence
 from nightjar.policy.evidence.catch_up import CatchUpEvidence
 from nightjar.policy.evidence.cells import MEASURED_SHARE, CellEvidence
-from nightjar.policy.learned import LearnedCell, LearnedGroup, could_be_measured, could_be_priced
+from nightjar.policy.learned import LearnedCell, LearnedGroup, LearnedMixedCell, could_be_measured, could_be_priced
 from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.base import GroupPlan
 from nightjar.policy.state import FleetState, GroupState, Imported, ReplicaState, learned
@@ -41,7 +41,7 @@ def exported(state: FleetState, now_s: float) -> tuple[LearnedGroup, ...]:
     cells = 0
     for stored in learned(state).groups[:MAX_SEED_GROUPS]:
         group = state.groups[stored.key.group_id]
-        cells += len(group.evidence.cells)
+        cells += len(group.evidence.cells) + len(group.evidence.mixed_cells)
         if cells > MAX_SEED_CELLS:
             break
         groups.append(_exported(group, now_s))
@@ -82,6 +82,9 @@ def with_prior(group: GroupState, seed: LearnedGroup, now_s: float, calibration_
     """
     known, before = group.evidence, group.imported
     taken = {one.cell: _planted(one, now_s) for one in seed.cells if one.cell not in known.cells or one.cell in before.cells}
+    mixed = {
+        one.cell: _planted_mixed(one) for one in seed.mixed_cells if one.cell not in known.mixed_cells or one.cell in before.cells
+    }
     measured = [cell for cell in known.cells if cell not in before.cells]
     acceptance, catch_up = known.acceptance, group.restarts.catch_up
     prior_acceptance, prior_catch_up = before.acceptance, before.catch_up
@@ -95,11 +98,11 @@ def with_prior(group: GroupState, seed: LearnedGroup, now_s: float, calibration_
         plan = GroupPlan(seed.plan)
     return replace(
         group,
-        evidence=replace(known, cells={**known.cells, **taken}, acceptance=acceptance),
+        evidence=replace(known, cells={**known.cells, **taken}, mixed_cells={**known.mixed_cells, **mixed}, acceptance=acceptance),
         plan=plan,
         restarts=replace(group.restarts, catch_up=catch_up),
         imported=Imported(
-            tuple(sorted({*before.cells, *taken})), prior_acceptance, prior_catch_up, resting, rests_until_s=now_s + REST_S
+            tuple(sorted({*before.cells, *taken, *mixed})), prior_acceptance, prior_catch_up, resting, rests_until_s=now_s + REST_S
         ),
         estimate=replace(group.estimate, at_s=float("-inf")) if group.estimate is not None else None,
     )
@@ -123,7 +126,8 @@ def _exported(group: GroupState, now_s: float) -> LearnedGroup:
     catch_up = group.restarts.catch_up if could_be_priced(group.restarts.catch_up) else CatchUpEvidence()
     whole = LearnedGroup.of(group.key, group.evidence, catch_up, plan, now_s if group.decided_at_s is not None else None)
     cells = (one._replace(log_step_seconds_squared=0.0) for one in whole.cells if could_be_measured(one, group.key))
-    return whole.model_copy(update={"cells": tuple(cells)})
+    mixed_cells = (one for one in whole.mixed_cells if could_be_measured(one, group.key))
+    return whole.model_copy(update={"cells": tuple(cells), "mixed_cells": tuple(mixed_cells)})
 
 
 def _planted(one: LearnedCell, now_s: float) -> CellEvidence:
@@ -140,6 +144,18 @@ prefill_tokens=0.0, draft_tokens=0.0, measured_at_s=5.0)
         one.decode_rows * share,
         one.context_tokens * share,
         measured_at_s=now_s,
+    )
+
+
+def _planted_mixed(one: LearnedMixedCell) -> CellEvidence:
+    """A seed's cell of steps with prefill as evidence, whose weight is at most MOST_SEED_STEPS."""
+    share, known = min(1.0, MOST_SEED_STEPS / one.steps), one.evidence()
+    return known._replace(
+        steps=min(one.steps, MOST_SEED_STEPS),
+        rows=known.rows * share,
+        seconds=known.seconds * share,
+        prefill_tokens=known.prefill_tokens * share,
+        draft_tokens=known.draft_tokens * share,
     )
 
 

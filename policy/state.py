@@ -92,6 +92,11 @@ class Imported:
     resting: tuple[Cell, ...] = ()
     rests_until_s: float = float("-inf")
 
+    @property
+    def clean_cells(self) -> int:
+        """How many cells of pure decode steps nobody measured here."""
+        return sum(not cell.prefill for cell in self.cells)
+
 
 @dataclass(frozen=True, slots=True)
 class GroupState:
@@ -236,7 +241,7 @@ def learned(state: FleetState) -> LearnedTables:
     )
     stored, cells = [], 0
     for _, group in ranked[:MAX_LEARNED_GROUPS]:
-        cells += len(group.evidence.cells)
+        cells += len(group.evidence.cells) + len(group.evidence.mixed_cells)
         if cells > MAX_LEARNED_CELLS:
             break
         stored.append(LearnedGroup.of(group.key, group.evidence, group.restarts.catch_up))

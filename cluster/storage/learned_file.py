@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, ValidationError
 
 from nightjar.cluster.storage.handover import ByHand
-from nightjar.policy.learned import LearnedCell, LearnedGroup, Measurable
+from nightjar.policy.learned import LearnedCell, LearnedGroup, LearnedMixedCell, Measurable
 from nightjar.policy.priors import MAX_SEED_GROUPS
 from nightjar.policy.status.stock_table import MAX_TABLES, StockTable
 from nightjar.policy.wire.batch_buckets import bucket_range
@@ -62,7 +62,7 @@ class LearnedFile(Record):
 
     def in_words(self) -> str:
         """`2 groups with 61 cells, written 2026-05-01T12:00:00+00:00 by incarnation 3`."""
-        cells = sum(len(group.cells) for group in self.groups)
+        cells = sum(len(group.cells) + len(group.mixed_cells) for group in self.groups)
         written = self.about.written_at or "at an unknown time"
         groups = f"{len(self.groups)} group" + ("s" if len(self.groups) != 1 else "")
         return f"{groups} with {cells} cells, written {written} by incarnation {self.about.incarnation}"
@@ -174,7 +174,7 @@ def _headline(key: GroupKey) -> str:
 def _plain_group(group: LearnedGroup) -> dict[str, Any]:
     """The stored form with columns for people: what share was accepted, what batch and step time the sums of a cell mean."""
     plain = to_plain(group)
-    cells, acceptance = plain["cells"], plain["acceptance"]
+    acceptance = plain["acceptance"]
     pairs = zip(acceptance["reached"], acceptance["accepted"], strict=True)
     return {
         "group_id": group.key.group_id,
@@ -182,15 +182,17 @@ def _plain_group(group: LearnedGroup) -> dict[str, Any]:
         "plan": plain["plan"],
         "acceptance": {"share": [round(kept / rows, 4) if rows else 0.0 for rows, kept in pairs], **acceptance},
         "catch_up": plain["catch_up"],
-        "cells": {
-            "fields": ["batch", "step_ms", *cells["fields"]],
-            "rows": [[*_meaning(one, group.key), *row] for one, row in zip(group.cells, cells["rows"], strict=True)],
-        },
+        **({"mixed_cells": _table(group.mixed_cells, plain["mixed_cells"], group.key)} if group.mixed_cells else {}),
+        "cells": _table(group.cells, plain["cells"], group.key),
     }
 
 
-def _meaning(one: LearnedCell, key: GroupKey) -> tuple[str, float]:
-    return batch_range(*bucket_range(one.batch_bucket, key.max_num_seqs)), float(f"{one.step_seconds * 1e3:.4g}")
+def _table(cells: Sequence[LearnedCell | LearnedMixedCell], plain: Mapping[str, Any], key: GroupKey) -> dict[str, Any]:
+    rows = [
+        [batch_range(*bucket_range(one.batch_bucket, key.max_num_seqs)), float(f"{one.step_seconds * 1e3:.4g}"), *row]
+        for one, row in zip(cells, plain["rows"], strict=True)
+    ]
+    return {"fields": ["batch", "step_ms", *plain["fields"]], "rows": rows}
 
 
 def _group_lines(group: Mapping[str, Any]) -> Iterator[str]:
@@ -198,10 +200,10 @@ def _group_lines(group: Mapping[str, Any]) -> Iterator[str]:
     yield "  {"
     for name, value in group.items():
         last = "" if name == "cells" else ","
-        if name == "cells":
-            yield f'   "cells": {{"fields": {json.dumps(value["fields"])}, "rows": ['
+        if name in {"cells", "mixed_cells"}:
+            yield f'   "{name}": {{"fields": {json.dumps(value["fields"])}, "rows": ['
             yield from _lines(value["rows"])
-            yield "   ]}"
+            yield f"   ]}}{last}"
         elif isinstance(value, list) and value:
             yield f'   "{name}": ['
             yield from _lines(value)

@@ -99,7 +99,7 @@ def of_plan(group: GroupState) -> Causes:
 def beside_plan(group: GroupState) -> Causes:
     """How many of a group's restarts are granted, and how many of its cells nobody measured here; nothing where there are none."""
     granted, waiting = len(group.restarts.open_leases), len(group.restarts.waiting_since_s)
-    cells, imported = len(group.evidence.cells), len(group.imported.cells)
+    cells, imported = len(group.evidence.cells), group.imported.clean_cells
     restarts = because(Code.RESTARTS, granted=granted, wished=granted + waiting)
     return (
         *((restarts,) if granted or waiting else ()),

@@ -104,7 +104,7 @@ def _group(
         predicted_off_deviation=predicted.off_deviation if predicted is not None else None,
         predicted_present_deviation=predicted.present_deviation if predicted is not None else None,
         gained=_gained(group, now_s) if with_model else (),
-        imported_cells=len(group.imported.cells),
+        imported_cells=group.imported.clean_cells,
         not_known=in_words(next(filter(None, (group.not_known(member, mode) for member, mode in decided)), ())),
         restarts=_restarts(group.restarts, members, now_s),
         causes=(*why, *beside),

@@ -19,7 +19,7 @@ from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
 from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.intake import observe
-from nightjar.policy.learned import LearnedCell, LearnedGroup, measurable
+from nightjar.policy.learned import LearnedCell, LearnedGroup, LearnedMixedCell, LearnedTables, measurable
 from nightjar.policy.planners.fleet import DOUBT_DEVIATIONS
 from nightjar.policy.priors import MAX_SEED_GROUPS, MOST_SEED_ROWS, MOST_SEED_STEPS, REST_S, exported, seeded
 from nightjar.policy.restarts.leases import GroupRestarts
@@ -365,6 +365,57 @@ GOOD = LearnedCell(
 def test_a_cell_that_no_engine_can_have_is_refused_with_the_value_and_what_is_allowed(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         measurable(LearnedGroup.model_validate({"key": KEY.model_dump(), "cells": [{**GOOD._asdict(), **changes}]}))
+
+
+MIXED = LearnedMixedCell(3, 3, steps=10.0, seconds=0.5, decode_rows=45.0, prefill_tokens=900.0, draft_tokens=100.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_speculative_tokens": 6}, "cell (bucket 3, K=6, with prefill): K above the group's 5"),
+        ({"decode_rows": 39.0}, "3.9 rows a step, allowed are 4 to 5"),
+        ({"seconds": 1e-6}, "1e-07 s a step, allowed are 1e-05 to 600 s"),
+        ({"seconds": 7000.0}, "700 s a step, allowed are 1e-05 to 600 s"),
+        ({"prefill_tokens": 5.0}, "0.5 prompt tokens a step, allowed are 1 to"),
+        ({"prefill_tokens": 1e12}, "1e+11 prompt tokens a step, allowed are 1 to"),
+        ({"draft_tokens": 226.0}, "226 drafts verified, allowed are 0 to 225"),
+        ({"seconds": math.nan}, "finite number"),
+    ],
+)
+def test_a_cell_with_prefill_that_no_engine_can_have_is_refused_likewise(changes: dict[str, Any], said: str) -> None:
+    cells = [{**MIXED._asdict(), **changes}]
+    with pytest.raises(ValueError, match=re.escape(said)):
+        measurable(LearnedGroup.model_validate({"key": KEY.model_dump(), "mixed_cells": cells}))
+
+
+def test_what_steps_with_prefill_cost_is_stored_exported_and_taken_in_with_the_rest() -> None:
+    mixed = {
+        MIXED.cell: MIXED.evidence(),
+        Cell(0, 0, prefill=True): CellEvidence(96.0, rows=96.0, seconds=9.6, prefill_tokens=9600.0),
+    }
+    group = GroupState(KEY, Evidence({Cell(0, 0): cell_of(0, 0)}, mixed_cells=mixed))
+    state = joined(FleetState(groups={KEY.group_id: group}))
+    tables = LearnedTables.from_wire(learned(state).to_wire())
+    assert group_of(with_learned(empty_fleet(), tables)).evidence.mixed_cells == mixed, "after a restart of the policy"
+    seeds = tuple(measurable(LearnedGroup.from_wire(seed.to_wire())) for seed in exported(state, NOW_S))
+    taken = group_of(decided(joined(seeded(empty_fleet(), seeds)), NOW_S + 1.0))
+    assert taken.evidence.mixed_cells[MIXED.cell] == MIXED.evidence()
+    assert taken.evidence.mixed_cells[Cell(0, 0, prefill=True)] == CellEvidence(24.0, rows=24.0, seconds=2.4, prefill_tokens=2400.0)
+    assert taken.imported.clean_cells == 1, "status counts what is measured, which those are not"
+
+
+def test_steps_with_prefill_that_were_counted_here_win_over_imported_ones() -> None:
+    here = {MIXED.cell: MIXED._replace(seconds=0.9).evidence()}
+    state = joined(FleetState(groups={KEY.group_id: GroupState(KEY, Evidence({Cell(0, 0): cell_of(0, 0)}, mixed_cells=here))}))
+    taken = group_of(decided(seeded(state, (LearnedGroup(key=KEY, mixed_cells=(MIXED,)),)), NOW_S + 1.0))
+    assert taken.evidence.mixed_cells == here
+
+
+def test_a_release_that_knows_no_cells_with_prefill_takes_none_for_a_clean_one() -> None:
+    plain = LearnedGroup(key=KEY, cells=(GOOD,), mixed_cells=(MIXED,)).model_dump(mode="json")
+    assert plain["cells"]["rows"] == [[3, 3, 10.0, -40.0, 45.0, 900.0]]
+    assert LearnedGroup.model_validate({name: value for name, value in plain.items() if name != "mixed_cells"}).cells == (GOOD,)
 
 
 @pytest.mark.parametrize(

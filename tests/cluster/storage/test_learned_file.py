@@ -22,7 +22,7 @@ from nightjar.cluster.storage.learned_file import (
     parse_learned_file,
     to_text,
 )
-from nightjar.policy.learned import LearnedCell, LearnedGroup
+from nightjar.policy.learned import LearnedCell, LearnedGroup, LearnedMixedCell
 from nightjar.policy.priors import MAX_SEED_CELLS, MAX_SEED_GROUPS
 from tests.cluster.protocol import EPOCH_S, GROUP
 from tests.cluster.seeds import some_file, some_group
@@ -85,6 +85,14 @@ def test_sums_come_back_to_the_last_bit(steps: float, mean_log: float, rows: flo
     )
     file = some_file(LearnedGroup(key=GROUP, cells=(cell,)))
     assert parse_learned_file(to_text(file)) == file
+
+
+def test_steps_with_prefill_have_a_table_of_their_own_with_what_it_means() -> None:
+    mixed = LearnedMixedCell(3, 1, steps=10.0, seconds=0.5, decode_rows=45.0, prefill_tokens=900.0, draft_tokens=45.0)
+    file = some_file(some_group().model_copy(update={"mixed_cells": (mixed,)}))
+    text = to_text(file)
+    assert parse_learned_file(text) == file
+    assert b'    ["4-5", 50.0, 3, 1, 10.0, 0.5, 45.0, 900.0, 45.0]' in text
 
 
 def test_the_largest_export_fits_the_largest_import() -> None:
