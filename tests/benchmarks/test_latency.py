@@ -42,12 +42,15 @@ from tests.benchmarks.latency.bars import (
 from tests.benchmarks.latency.bursts import (
     BURSTS,
     BURSTS_OF_PROMPTS,
+    IN_TIME,
     LOAD_PERCENT,
     carried_by_off,
+    in_time,
     long_prompts,
     scenes,
     waiting,
 )
+from tests.benchmarks.latency.in_time import in_time_bars, in_time_grid
 from tests.benchmarks.latency.rule import TRIED
 from tests.benchmarks.latency.suite import SUITE
 from tests.loadtests.simulation.evidence.run_rows import row
@@ -216,3 +219,18 @@ def test_the_rule_decides_while_its_run_lasts_and_leaves_the_fleet_as_it_was() -
 
 def test_a_place_tells_its_load() -> None:
     assert load_percent(f"{PAIR.name}/long-prompts-80%-cached 110%") == 110
+
+
+def test_requests_in_time_are_stated_beside_those_of_the_pair_with_most_of_them_picked_on_other_seeds() -> None:
+    kept = {who: seen(who, within_target_share=share) for who, share in (("off", 0.5), ("fleet", 0.6), ("pair-3-3", 0.7))}
+    rows = [pick("pair-1-1", within_target_share=0.4), pick("pair-3-3", within_target_share=0.8), *kept.values()]
+    (bar,) = compute_bars(rows, (in_time_bars,))
+    assert (bar.value, bar.verdict, bar.at) == (pytest.approx(-0.1), "stated", f"{PLACE}, fleet less pair-3-3")
+    assert in_time_grid(rows).rows[0][-2:] == ("70.0 %", "pair-3-3")
+
+
+def test_a_target_is_a_few_times_what_off_takes_for_a_lone_request() -> None:
+    nominal = nominal_of(PAIR, long_prompts(PAIR.limits.num_tokens))
+    target = in_time(nominal)
+    assert target.tpot_ms == pytest.approx(IN_TIME * 1e3 * nominal.step_seconds(1, 0), rel=0.2)
+    assert target.ttft_ms == pytest.approx(IN_TIME * 1e3 * nominal.prefill_seconds, rel=0.5)

@@ -4,7 +4,8 @@ Prompts come so thick that hardly a step is without prefill: what speculation sa
 in tokens per busy second of a window that cuts requests off. So arrivals stop, the engine goes on until the last answer, and all
 requests count: first token, later tokens, end to end, and request-seconds, the area under their number in the system. Loads are
 shares of what off carries of such requests, measured in a saturated engine. All static pairs of K are searched, on seeds of their
-own; planners that learn start warm, and once more cold.
+own; planners that learn start warm, and once more cold. A request is in time where it keeps a few times what off takes for one
+that has the engine to itself.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from nightjar.loadtests.load.goodput import GoodputTarget
 from nightjar.loadtests.load.regimes import Phase, Regime, repeated
 from nightjar.loadtests.simulation.campaign.contestants import Contestant, learns
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment, dataset_of
-from nightjar.loadtests.simulation.campaign.measures import Simulate, basic, until_the_last_answer
+from nightjar.loadtests.simulation.campaign.measures import Simulate, basic, counting, until_the_last_answer
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.campaign.scenes import Scene, cell, closed_scene, nominal_of, open_scene
 from nightjar.loadtests.simulation.evidence.prefill_bars import oracle_name, pair_name
@@ -35,10 +37,13 @@ from tests.benchmarks.latency.bars import (
     LATENCY_PICK,
     REQUEST_SECONDS,
     TOOK,
+    TPOT,
+    TTFT,
     best_pairs,
     dominant_pair,
     picked_oracle,
 )
+from tests.benchmarks.latency.in_time import most_in_time
 
 LOAD_PERCENT: Final = (50, 80, 90, 110)
 """Of what off carries of the same requests."""
@@ -56,6 +61,10 @@ BURSTS: Final = 12
 
 SATURATED_REQUESTS: Final = 200
 """Answers in which what off carries is measured."""
+LONE_REQUESTS: Final = 20
+"""Answers in which what off takes for a lone request is measured."""
+IN_TIME: Final = 5.0
+"""Times that, to the first token and for each later one, in which a request is in time."""
 LONGEST: Final = 20.0
 """How many times the time of the arrivals the last answer may take."""
 
@@ -67,6 +76,7 @@ class Waits:
     scene: Scene
     burst_s: float
     before: int
+    target: GoodputTarget
 
     @property
     def warm_up_s(self) -> float:
@@ -82,10 +92,10 @@ class Waits:
 def scenes(choice: Choice, *, warm: bool = True) -> list[Waits]:
     """Every chosen profile under every such load; with `warm` there are bursts before those that are measured."""
     return [
-        _waits(choice, nominal, percent, carried, warm=warm)
+        _waits(choice, nominal, percent, carried, target, warm=warm)
         for profile in choice.profiles
         for nominal, percents in _loads(profile)
-        for carried in (carried_by_off(nominal),)
+        for carried, target in ((carried_by_off(nominal), in_time(nominal)),)
         for percent in percents
     ]
 
@@ -99,6 +109,16 @@ def carried_by_off(nominal: Nominal) -> float:
     run = cell(LATENCY, scene, Contestant(OFF), 0, basic, duration_s=duration_s, warm_up_s=warm_up_s)
     assert isinstance(run.job, Simulate)
     return run.job().measures["requests_per_s"]
+
+
+def in_time(nominal: Nominal) -> GoodputTarget:
+    """IN_TIME times what off takes for a request that has the engine to itself, on average."""
+    lone_s = nominal.prefill_seconds + nominal.dataset.mean_output_tokens * nominal.step_seconds(1, 0)
+    duration_s = (LONE_REQUESTS + 1) * lone_s
+    run = cell(LATENCY, closed_scene(nominal, 1, 1, duration_s), Contestant(OFF), 0, basic, duration_s=duration_s, warm_up_s=lone_s)
+    assert isinstance(run.job, Simulate)
+    measures = run.job().measures
+    return GoodputTarget(ttft_ms=IN_TIME * 1e3 * measures[TTFT], tpot_ms=IN_TIME * 1e3 * measures[TPOT])
 
 
 def waiting(scenario: Scenario, result: RunResult) -> Outcome:
@@ -128,7 +148,7 @@ def _loads(profile: Profile) -> list[tuple[Nominal, tuple[int, ...]]]:
     return [(nominal_of(profile, kind), percents) for kind, percents in traffic]
 
 
-def _waits(choice: Choice, nominal: Nominal, percent: int, carried: float, *, warm: bool) -> Waits:
+def _waits(choice: Choice, nominal: Nominal, percent: int, carried: float, target: GoodputTarget, *, warm: bool) -> Waits:
     rate = percent / 100 * carried
     burst_s = max(BURST, nominal.max_rows) / rate
     before = math.ceil(choice.effort.warm_up_s / burst_s) if warm else 0
@@ -140,7 +160,7 @@ def _waits(choice: Choice, nominal: Nominal, percent: int, carried: float, *, wa
             Phase("quiet", (1 - BURST_SHARE) * burst_s, requests_per_s=0.0),
         )
     regime = repeated(Regime(phases), before + BURSTS)
-    return Waits(open_scene(nominal, f"{nominal.dataset.name} {percent}%", regime, 1), burst_s, before)
+    return Waits(open_scene(nominal, f"{nominal.dataset.name} {percent}%", regime, 1), burst_s, before, target)
 
 
 def runs(kind: str, choice: Choice, waits: Waits, planners: Iterable[str], seeds: Sequence[int]) -> list[Cell]:
@@ -160,6 +180,7 @@ def runs(kind: str, choice: Choice, waits: Waits, planners: Iterable[str], seeds
         asked_s = waits.warm_up_s + waits.measured_s - asked_from_s
         for seed in seeds:
             run = cell(kind, waits.scene, Contestant(planner), seed, waiting, **span)
+            run = counting(run, waits.target)
             cells.append(replace(run, expected_s=run.expected_s * asked_s / (span["duration_s"] - asked_from_s)))
     return cells
 
@@ -180,7 +201,8 @@ def _picked(choice: Choice, rows: Sequence[RunRow]) -> list[Cell]:
     cells = []
     for waits in scenes(choice):
         place = waits.scene.place
-        picked = {*best_pairs(rows, place).values(), dominant_pair(rows, place), picked_oracle(rows, place)} - {""}
+        best = {*best_pairs(rows, place).values(), most_in_time(rows, place)}
+        picked = {*best, dominant_pair(rows, place), picked_oracle(rows, place)} - {""}
         cells += runs(LATENCY, choice, waits, sorted(picked), choice.effort.bars)
     return cells
 

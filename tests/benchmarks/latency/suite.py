@@ -10,16 +10,17 @@ from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from tests.benchmarks.latency.bars import latency_bars, latency_grid
 from tests.benchmarks.latency.bursts import BURSTS_OF_PROMPTS
+from tests.benchmarks.latency.in_time import in_time_bars, in_time_grid
 from tests.benchmarks.latency.rule import TRIED
 
 
 def _grids(rows: Sequence[RunRow]) -> list[Grid]:
-    return [latency_grid(rows)]
+    return [latency_grid(rows), in_time_grid(rows)]
 
 
 SUITE: Final = Suite(
     experiments={experiment.name: experiment for experiment in (BURSTS_OF_PROMPTS, TRIED)},
-    bars=(latency_bars,),
+    bars=(latency_bars, in_time_bars),
     grids=_grids,
     charts=(),
     elsewhere={},
