@@ -244,7 +244,9 @@ _WORDS: Final[Mapping[str, _Words]] = {
     Code.NO_DECISION: "heard of since the last decision",
     Code.PLANNER: _text,
     Code.EVERYWHERE: _everywhere,
-    Code.PAPER: "every engine plans for itself with the paper's bandit (arXiv 2512.22420)",
+    Code.PAPER: lambda said: (
+        f"every engine plans for itself with the paper's bandit (arXiv 2512.22420){f', {said.text}' if said.text else ''}"
+    ),
     Code.UNPLANNED: "off: the fleet was frozen before this group had a plan",
     Code.OTHER: _text,
     Code.AT_BATCH: lambda said: f"batch {said.batches}",

@@ -22,7 +22,8 @@ from nightjar.policy.exploration import Allowance, Exploration, Explorer, deal
 from nightjar.policy.planners import LEARNING_PLANNERS, PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView
 from nightjar.policy.planners.estimates import Estimate, cold_start, needs_replan, own_evidence, refreshed, replan, replan_alone
-from nightjar.policy.state import GroupState, ReplicaState
+from nightjar.policy.restarts.leases import switch_costs
+from nightjar.policy.state import GroupState, PlanVariant, ReplicaState
 from nightjar.policy.step.drafter import MAX_CHUNK_TOKENS
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.operator import OperatorSettings
@@ -57,7 +58,8 @@ def learn(
     learns = settings.planner in LEARNING_PLANNERS
     if held is None and not learns:
         changed.update(_without_own({**members, **changed}))
-        return group_with(plan=PLANNERS[settings.planner](view), exploration=Exploration(), estimate=None, within={}), changed, 0
+        plan = PLANNERS[settings.planner](_with_switch_costs(group, view))
+        return group_with(plan=plan, exploration=Exploration(), estimate=None, within={}), changed, 0
     estimate, replans = group.estimate, 0
     is_cold = estimate is None or estimate.at_s == -math.inf
     if learns and most_replans > 0 and (is_cold if held is not None else needs_replan(estimate, view)):
@@ -82,6 +84,13 @@ def learn(
         within = {limit_ms: refreshed(view, estimate, limit_ms, group.within.get(limit_ms)) for limit_ms in sorted(limits)}
     after = group_with(plan=plan, exploration=exploration, estimate=estimate, within=within)
     return after, {**changed, **own}, replans + own_replans
+
+
+def _with_switch_costs(group: GroupState, view: GroupView) -> GroupView:
+    if group.plan is None:
+        return view
+    plan_goodput = group.plan_goodput(PlanVariant(group.plan, group.estimate))
+    return replace(view, switch_costs=switch_costs(group.restarts.catch_up, plan_goodput, view.settings))
 
 
 def _explored(

@@ -21,6 +21,7 @@ from nightjar.policy.wire.cause import Causes, Code, in_batches
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import Local, TableRow, length_at
+from nightjar.policy.wire.switch_cost import SwitchCostRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class GroupView:
 
     `imported` are the cells of the evidence that nobody measured here, `replicas` how many are live. `resting` are cells that are
     not to be measured now. `drafter_sleeps`: a drafter that does not run at K = 0 and must catch up when it comes back.
+    `switch_costs` is what restarts of the group cost, for planners of engines' own; empty before the first.
     """
 
     key: GroupKey
@@ -74,6 +76,7 @@ class GroupView:
     replicas: int = 1
     resting: tuple[Cell, ...] = ()
     drafter_sleeps: bool = True
+    switch_costs: tuple[SwitchCostRow, ...] = ()
 
     @property
     def arms(self) -> tuple[int, ...]:

@@ -69,13 +69,17 @@ class LocalPlanner(Protocol):
 
 
 class LocalContext(NamedTuple):
-    """The engine that a local planner is built for."""
+    """The engine that a local planner is built for.
+
+    `before` is the planner of the same name whose options alone changed: one may go on with what that has learned.
+    """
 
     max_num_speculative_tokens: int
     max_num_seqs: int
     allowed: tuple[int, ...]
     """The K that may run, ascending, 0 first."""
     seed: int
+    before: LocalPlanner | None = None
 
 
 LocalPlannerFactory = Callable[[LocalOptions, LocalContext], LocalPlanner]

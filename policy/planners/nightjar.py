@@ -50,18 +50,33 @@ from nightjar.policy.planners.local import (
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.settings import Local
-from nightjar.policy.wire.switch_cost import PAPER_SWITCH_COST, SwitchCost, format_rows, parse_rows
+from nightjar.policy.wire.switch_cost import PAPER_SWITCH_COST, SwitchCost, as_good_as, format_rows, parse_rows
 
 
 def plan(view: GroupView) -> GroupPlan:
-    """Hand K to every engine's own bandit, with the settings' table of C_switch."""
-    options: dict[str, float | int | str | bool] = {"switch_cost": format_rows(view.settings.switch_cost_table)}
-    return GroupPlan((), (because(Code.PAPER),), local=Local(planner="nightjar", options=options))
+    """Hand K to every engine's own bandit, with C_switch: the settings' table, or what restarts of the group cost. Before the first
+    these are the paper's two points, of another engine than this one.
+    """
+    table = view.settings.switch_cost_table
+    if table is not None:
+        source, text = "C_switch from the settings", format_rows(table)
+    elif view.switch_costs:
+        source, text = "C_switch as its restarts cost", _text_of(view)
+    else:
+        source, text = "C_switch of the paper's RTX 4090 until a restart was measured", format_rows(PAPER_SWITCH_COST)
+    return GroupPlan((), (because(Code.PAPER, source),), local=Local(planner="nightjar", options={"switch_cost": text}))
+
+
+def _text_of(view: GroupView) -> str:
+    """What restarts cost; the present table while it is as good."""
+    local = view.present.local if view.present is not None else None
+    present = str(local.options["switch_cost"]) if local is not None else ""
+    return present if as_good_as(parse_rows(present), view.switch_costs) else format_rows(view.switch_costs)
 
 
 def build(options: LocalOptions, context: LocalContext) -> AdaBinGreedy:
     """The bandit for one engine. Options: `switch_cost` (policy/wire/switch_cost.py's text; the paper's points by default) and
-    `batch_buckets`.
+    `batch_buckets`. Where another C_switch is all that is new, the bandit before it goes on with that.
     """
     refuse_unknown(options, ("switch_cost", "batch_buckets"))
     try:
@@ -69,6 +84,9 @@ def build(options: LocalOptions, context: LocalContext) -> AdaBinGreedy:
     except ValueError as error:
         raise LocalOptionsError(f"option switch_cost: {error}") from error
     buckets = flag_option(options, "batch_buckets", False)
+    if isinstance(context.before, AdaBinGreedy) and context.before.batch_buckets == buckets:
+        context.before.switch_cost = SwitchCost(rows)
+        return context.before
     return AdaBinGreedy(context.allowed, SwitchCost(rows), Random(context.seed), batch_buckets=buckets)  # noqa: S311 - no secret
 
 
@@ -97,10 +115,10 @@ class AdaBinGreedy:
     plans_mixed_steps = False
 
     def __init__(self, arms: tuple[int, ...], switch_cost: SwitchCost, rng: Random, *, batch_buckets: bool = False) -> None:
+        self.switch_cost = switch_cost
+        self.batch_buckets = batch_buckets
         self._arms = arms
-        self._switch_cost = switch_cost
         self._rng = rng
-        self._batch_buckets = batch_buckets
         self._timelines: dict[int, Timeline] = {}
         self._means: dict[int, dict[int, tuple[int, float]]] = {}
 
@@ -142,7 +160,7 @@ class AdaBinGreedy:
         return self._timelines.get(self._context(decode_batch_size))
 
     def _context(self, decode_batch_size: int) -> int:
-        return batch_bucket(decode_batch_size) if self._batch_buckets else decode_batch_size
+        return batch_bucket(decode_batch_size) if self.batch_buckets else decode_batch_size
 
     def _exploited(self, context: int, view: StepView) -> int | None:
         means = self._means.get(context, {})
@@ -151,5 +169,5 @@ class AdaBinGreedy:
             return None
         penalty_s = 0.0
         if view.previous_num_speculative_tokens == 0:
-            penalty_s = self._switch_cost.seconds(view.longest_lag_tokens, view.decode_batch_size)
+            penalty_s = self.switch_cost.seconds(view.longest_lag_tokens, view.decode_batch_size)
         return min(tried, key=lambda arm: 1.0 / means[arm][1] + (penalty_s / arm if arm else 0.0))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Final
 
-from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts, merge_catch_up
+from nightjar.policy.evidence.catch_up import LEAST_STEPS, CatchUpEvidence, NewRestarts, merge_catch_up
 from nightjar.policy.evidence.step_time import STARTING_STEP_SECONDS
 from nightjar.policy.restarts.budget import OpenLease, PricedWish, Probes, grant, still_open
 from nightjar.policy.restarts.on_time import LoadState, LoadTracker, TransitionCounts, Values
@@ -22,6 +22,7 @@ from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import RestartWish
 from nightjar.policy.wire.settings import Lease, RestartLimits
+from nightjar.policy.wire.switch_cost import MAX_SWITCH_COST_S, SWITCH_COST_BATCHES, SWITCH_COST_LAGS, SwitchCostRow
 
 FIRST_STEP_SHARE: Final = 0.3
 """The first drafting step after a restart verifies nothing; it takes so much longer than an OFF step (three to five draft
@@ -130,6 +131,22 @@ def decide_restarts(
         micro, chunk = prices.bounds(member, states[name])
         limits[name] = _limits(0 if frozen else micro, chunk, mine, causes)
     return after, limits, used
+
+
+def switch_costs(catch_up: CatchUpEvidence, plan_goodput: PlanGoodput, settings: OperatorSettings) -> tuple[SwitchCostRow, ...]:
+    """The paper's C_switch of this group: engine seconds that a restart takes in all, in the chunks of its engines, where every row
+    of a batch misses so many tokens. Empty before a restart was measured.
+    """
+    if catch_up.steps < LEAST_STEPS:
+        return ()
+    engines = _bucket_values(plan_goodput, catch_up, settings.catch_up_slowdown).engines
+    batches = sorted({min(batch, plan_goodput.max_num_seqs) for batch in SWITCH_COST_BATCHES})
+    sized = [(batch, replace(engines[batch_bucket(batch)], decode_rows=batch)) for batch in batches]
+    return tuple(
+        (lag, batch, float(f"{min(engine.lost_seconds(lag * batch), MAX_SWITCH_COST_S):.4g}"))
+        for lag in SWITCH_COST_LAGS
+        for batch, engine in sized
+    )
 
 
 @lru_cache(maxsize=512)

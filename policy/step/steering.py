@@ -102,7 +102,8 @@ class Steering:
         """Take issued settings into force; the very version in force again only confirms it.
 
         Returns "" or why they were refused. K above the engine's maximum is clamped, not refused. A `Local` plan that is in force
-        already, or comes back after others were, keeps its planner and what that has learned.
+        already, or comes back after others were, keeps its planner and what that has learned; one whose options alone are new is
+        built with that planner at hand.
         """
         in_force, version, settings = self._version, issued.version, issued.settings
         if version == in_force:
@@ -118,7 +119,10 @@ class Steering:
                 known = ", ".join(sorted(self._local_planners))
                 return f"plan.planner {plan.planner!r} is unknown to this engine; allowed are {known}"
             try:
-                context = LocalContext(self._max_num_speculative_tokens, self._max_num_seqs, allowed, self._seed)
+                before = None
+                if local is not None and (local.allowed, local.plan.planner) == (allowed, plan.planner):
+                    before = local.planner if local.plan.anew_at_s == plan.anew_at_s else None
+                context = LocalContext(self._max_num_speculative_tokens, self._max_num_seqs, allowed, self._seed, before)
                 local = _BuiltPlanner(plan, allowed, factory(plan.options, context))
             except LocalOptionsError as error:
                 return f"plan.planner {plan.planner!r}: {error}"

@@ -23,7 +23,7 @@ from nightjar.policy.wire.record import (
     without_credentials,
 )
 from nightjar.policy.wire.settings import OffloadRules, Table, TableRow
-from nightjar.policy.wire.switch_cost import MAX_SWITCH_COST_ROWS, PAPER_SWITCH_COST, SwitchCostRow, check_rows
+from nightjar.policy.wire.switch_cost import MAX_SWITCH_COST_ROWS, SwitchCostRow, check_rows
 
 DraftOffload = Literal["never", "under_memory_pressure"]
 PlannerName = Literal["off", "fixed", "schedule", "nightjar", "fleet"]
@@ -119,17 +119,17 @@ class OperatorSettings(BaseModel):
         description="Share by which another K's predicted goodput must exceed the present one's before the plan changes.",
     )
 
-    switch_cost_table: tuple[SwitchCostRow, ...] = Field(
-        default=PAPER_SWITCH_COST,
-        max_length=MAX_SWITCH_COST_ROWS,
-        description="C_switch of the planner nightjar, rows [longest lag in tokens, decode batch size, seconds], measured: "
-        "what bringing the drafter back costs. The default is what the paper prints for an RTX 4090; [] makes it free.",
+    switch_cost_table: Annotated[tuple[SwitchCostRow, ...], Field(max_length=MAX_SWITCH_COST_ROWS)] | None = Field(
+        default=None,
+        description="C_switch of the planner nightjar, rows [longest lag in tokens, decode batch size, seconds]: what bringing the "
+        "drafter back costs. null: what restarts of the group took, and before the first was measured the two points that the "
+        "paper prints for an RTX 4090. A table given here wins; [] makes it free.",
     )
 
     @field_validator("switch_cost_table")
     @classmethod
-    def _switch_cost_is_a_table(cls, rows: tuple[SwitchCostRow, ...]) -> tuple[SwitchCostRow, ...]:
-        check_rows(rows)
+    def _switch_cost_is_a_table(cls, rows: tuple[SwitchCostRow, ...] | None) -> tuple[SwitchCostRow, ...] | None:
+        check_rows(rows or ())
         return rows
 
     seed_from: Annotated[str, Field(max_length=1024)] = Field(

@@ -1,7 +1,8 @@
-"""The paper's C_switch: what it costs to bring a drafter back that missed tokens, as a table measured off line.
+"""The paper's C_switch: what it costs to bring a drafter back that missed tokens, as a table.
 
 Rows are (longest lag in tokens, decode batch size, seconds), where the longest lag is the paper's L_max, the most tokens that
-one row's draft KV misses. The table is an operator's setting and travels in a plan's options as text, `128x32=0.01787,...`.
+one row's draft KV misses. The paper measures the table off line; here it is an operator's setting, or filled from what restarts
+cost (restarts.leases.switch_costs). It travels in a plan's options as text, `128x32=0.01787,...`.
 Fails closed: rows or text that are not such a table raise ValueError and are not used.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
+from math import log
 from typing import Final
 
 SwitchCostRow = tuple[int, int, float]
@@ -20,6 +22,13 @@ MAX_SWITCH_COST_S: Final = 600.0
 
 PAPER_SWITCH_COST: Final[tuple[SwitchCostRow, ...]] = ((128, 32, 0.01787), (512, 64, 0.10203))
 """The two points that the paper prints (arXiv 2512.22420, RTX 4090, 7B with a 0.5B drafter); its full table is not public."""
+
+SWITCH_COST_LAGS: Final = (32, 128, 512, 2048)
+SWITCH_COST_BATCHES: Final = (1, 4, 16, 64, 256)
+"""Longest lags, in tokens, and batches of a table that is filled from what restarts cost."""
+KEPT_WITHIN: Final = 1.25
+"""A table stays while each row of the next is within this factor: every restart moves them a little, and a new one is news to
+every replica."""
 
 _ROW: Final = re.compile(r"(\d{1,9})x(\d{1,5})=(\d[\d.eE+-]*)")
 
@@ -71,6 +80,18 @@ def check_rows(rows: Sequence[SwitchCostRow]) -> None:
         if (lag_tokens, batch) in seen:
             raise ValueError(f"switch cost: lag {lag_tokens} at batch {batch} is given twice")
         seen.add((lag_tokens, batch))
+
+
+def as_good_as(rows: Sequence[SwitchCostRow], others: Sequence[SwitchCostRow]) -> bool:
+    """Whether two tables have the same lags and batches, and about the same seconds.
+
+    >>> as_good_as([(100, 8, 0.010)], [(100, 8, 0.012)]), as_good_as([(100, 8, 0.010)], [(100, 8, 0.013)])
+    (True, False)
+    """
+    same = [row[:2] for row in rows] == [row[:2] for row in others]
+    return same and all(
+        abs(log(max(one[2], 1e-9) / max(other[2], 1e-9))) <= log(KEPT_WITHIN) for one, other in zip(rows, others, strict=True)
+    )
 
 
 def format_rows(rows: Sequence[SwitchCostRow]) -> str:

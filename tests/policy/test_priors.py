@@ -23,7 +23,7 @@ from nightjar.policy.learned import LearnedCell, LearnedGroup, LearnedMixedCell,
 from nightjar.policy.planners.fleet import DOUBT_DEVIATIONS
 from nightjar.policy.priors import MAX_SEED_GROUPS, MOST_SEED_ROWS, MOST_SEED_STEPS, REST_S, exported, seeded
 from nightjar.policy.restarts.leases import GroupRestarts
-from nightjar.policy.state import FleetState, GroupState, learned, with_learned
+from nightjar.policy.state import FleetState, GroupState, empty_fleet, learned, with_learned
 from nightjar.policy.status.fleet import fleet_status
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range
 from tests.policy.engines import ACCEPTANCE, AUTO, KEY, MAX_NUM_SEQS, Fleet, Replica, best_length, step_seconds, table

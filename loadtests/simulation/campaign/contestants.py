@@ -1,6 +1,7 @@
 """Everybody who can decide in an experiment, by name, and what each may know of a profile beforehand.
 
-Those of the policy that learn start from nothing. Tables are tuned once per profile at nominal acceptance on true step times (the
+Those of the policy that learn start from nothing, and so does the paper's: they run under the policy, with its leases and what it
+learns a restart to cost, as on a live service. Tables are tuned once per profile at nominal acceptance on true step times (the
 retuned one at that of the texts that come); planners that need a profile of step times share one that is off by up to 20 %, seeded.
 The oracle knows the truth, explores nothing and pays its restarts. Unknown names raise ContestantError with the names that exist.
 """
@@ -20,13 +21,12 @@ from nightjar.loadtests.simulation.engine.acceptance_classes import scaled
 from nightjar.loadtests.simulation.evidence.prefill_bars import pair_of
 from nightjar.loadtests.simulation.planner_names import NIGHTJAR, OFF, ORACLE
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
-from nightjar.loadtests.simulation.rivals.registry import ENTRIES, Inputs, inputs, rival_plan, switch_cost_table
+from nightjar.loadtests.simulation.rivals.registry import ENTRIES, Inputs, inputs, rival_plan
 from nightjar.loadtests.simulation.rivals.tables import vllm_text
 from nightjar.loadtests.simulation.service.scenario import PlannerChoice
 from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.settings import Local
-from nightjar.policy.wire.switch_cost import format_rows
 
 TABLE: Final = "table"
 RETUNED_TABLE: Final = "retuned-table"
@@ -77,12 +77,12 @@ def static_names(nominal: Nominal) -> tuple[str, ...]:
 def choose(
     contestant: Contestant, nominal: Nominal, seed: int, changed: Mapping[str, object], acceptance: float = 1.0
 ) -> PlannerChoice:
-    """How a contestant is run on a profile. `changed` are settings of the fleet's operator other than the defaults.
+    """How a contestant is run on a profile. `changed` are settings of the policy's operator other than the defaults.
 
     `acceptance` times the profile's is the conditional acceptance of the texts that come; the retuned table alone was told.
     """
     name = check_name(contestant.name)
-    if name in LEARNING_PLANNERS:
+    if name in {*LEARNING_PLANNERS, NIGHTJAR}:
         values: dict[str, object] = {
             "mode": "auto",
             "planner": name,
@@ -104,8 +104,6 @@ def _local(name: str, nominal: Nominal, seed: int) -> Local:
     if name.startswith("pair-"):
         pure_k, mixed_k = pair_of(name)
         return Local(planner="pair", options={"pure_k": pure_k, "mixed_k": mixed_k})
-    if name == NIGHTJAR:
-        return Local(planner=NIGHTJAR, options={"switch_cost": format_rows(switch_cost_table(nominal.profile))})
     if name == OFF or name.startswith("fixed-"):
         return _table(((1, most, 0 if name == OFF else int(name.removeprefix("fixed-"))),))
     if name == TABLE:

@@ -9,7 +9,6 @@ from nightjar.loadtests.simulation.rivals.registry import (
     Inputs,
     inputs,
     rival_plan,
-    switch_cost_table,
 )
 
-__all__ = ["DRAFTS_MAX", "ENTRIES", "FOR_COMPARISON", "RIVALS", "Entry", "Inputs", "inputs", "rival_plan", "switch_cost_table"]
+__all__ = ["DRAFTS_MAX", "ENTRIES", "FOR_COMPARISON", "RIVALS", "Entry", "Inputs", "inputs", "rival_plan"]

@@ -1,9 +1,9 @@
-"""What is measured off line, before a service runs: the step times that model-based rivals plan with, speeds for a table, C_switch.
+"""What is measured off line, before a service runs: the step times that model-based rivals plan with, and speeds for a table.
 
 TurboSpec and vLLM's adaptive verification decide from step costs that were measured before serving. A profile taken elsewhere, or
 on another day, is wrong by some percent, so the simulator hands all of them one and the same prior whose cells are off by a seeded
-factor. Tables and the paper's C_switch come from step times as they are, once per profile at nominal acceptance, as a careful
-operator measures them. Fails closed: text that is no grid of step times raises ValueError.
+factor. Tables come from step times as they are, once per profile at nominal acceptance, as a careful operator measures them.
+Fails closed: text that is no grid of step times raises ValueError.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from random import Random
 from typing import Final
 
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES
-from nightjar.policy.wire.switch_cost import SwitchCostRow
 
 Grid = tuple[tuple[tuple[float, ...], ...], ...]
 
@@ -25,10 +24,6 @@ CONTEXTS: Final = (64, 512, 2048, 8192)
 
 MOST_ERROR: Final = 0.2
 """Share by which a cell of the prior may be off."""
-
-SWITCH_COST_LAGS: Final = (32, 128, 512, 2048)
-SWITCH_COST_BATCHES: Final = (1, 4, 16, 64, 256)
-"""Longest lags, in tokens, and batches at which C_switch is measured."""
 
 _CONTEXT_GRAIN_TOKENS: Final = 64
 
@@ -153,18 +148,6 @@ def nominal_speeds(
         rows: {arm: tokens[arm] / step_seconds(rows, rows * context_tokens_per_row, arm) for arm in arms}
         for rows in range(1, max_num_seqs + 1)
     }
-
-
-def switch_cost_table(catch_up_seconds: Callable[[int, int], float], max_num_seqs: int) -> tuple[SwitchCostRow, ...]:
-    """C_switch as the paper measures it: the time that recomputing the drafter's KV adds, by longest lag and batch.
-
-    `catch_up_seconds(decode_rows, catch_up_tokens)` is the added time of a step; each row of the batch lags by the same.
-    """
-    return tuple(
-        (lag, batch, round(catch_up_seconds(batch, lag * batch), 7))
-        for lag in SWITCH_COST_LAGS
-        for batch in sorted({min(batch, max_num_seqs) for batch in SWITCH_COST_BATCHES})
-    )
 
 
 def _between(axis: Sequence[int], value: float) -> tuple[int, int, float]:

@@ -14,10 +14,9 @@ from nightjar.loadtests.arms.stock_table import TableRows, tuned_table
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.rivals import adaptive_verification, bandit_spec, prior, sglang, tables, turbo_spec
 from nightjar.loadtests.simulation.rivals.prior import MOST_ERROR, StepTimes, measure
-from nightjar.loadtests.simulation.step_cost import prepared_cost, step_cost
+from nightjar.loadtests.simulation.step_cost import prepared_cost
 from nightjar.policy.planners.local import LocalPlannerFactory
 from nightjar.policy.wire.settings import Local
-from nightjar.policy.wire.switch_cost import SwitchCostRow
 
 RIVALS: Final[Mapping[str, LocalPlannerFactory]] = {
     "turbospec": turbo_spec.build,
@@ -36,7 +35,7 @@ DRAFTS_MAX: Final = frozenset({"vllm-adaptive-verification"})
 """Planners whose drafter always runs K_max tokens: their K only says how many of them are verified."""
 
 NOMINAL_CONTEXT: Final = 512
-"""Context tokens of a row for which a table is tuned and C_switch is measured."""
+"""Context tokens of a row for which a table is tuned."""
 
 Options = dict[str, float | int | str | bool]
 
@@ -84,18 +83,6 @@ def inputs(
         for seconds in (cost.steady_seconds, drafting_max)
     ]
     return Inputs(priors[0], priors[1], survival, tuned_table(speeds, limits.max_num_seqs))
-
-
-def switch_cost_table(profile: Profile) -> tuple[SwitchCostRow, ...]:
-    """The paper's C_switch of a profile, for the setting of the planner `nightjar`: measured off line, as the paper does."""
-    cost = step_cost(profile)
-
-    def added_seconds(decode_rows: int, catch_up_tokens: int) -> float:
-        context = decode_rows * NOMINAL_CONTEXT
-        caught_up = cost.seconds(decode_rows, context, 1, catch_up_tokens=catch_up_tokens)
-        return caught_up - cost.seconds(decode_rows, context, 1)
-
-    return prior.switch_cost_table(added_seconds, profile.limits.max_num_seqs)
 
 
 class Entry(NamedTuple):

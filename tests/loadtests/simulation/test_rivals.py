@@ -19,7 +19,6 @@ from nightjar.loadtests.simulation.rivals import (
     RIVALS,
     inputs,
     rival_plan,
-    switch_cost_table,
     tables,
 )
 from nightjar.loadtests.simulation.rivals.prior import CONTEXTS, StepSeconds, StepTimes, StepTimesLookup, measure
@@ -35,7 +34,6 @@ from nightjar.policy.planners.local import (
     StepView,
 )
 from nightjar.policy.planners.nightjar import AdaBinGreedy
-from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import Local, Plan
 from nightjar.policy.wire.switch_cost import SwitchCost
@@ -329,13 +327,6 @@ def test_a_table_is_tuned_to_the_best_length_of_the_profile(name: str) -> None:
         for rows in {first, last}:
             goodput = {arm: (1 + sum(survival[:arm])) / cost.steady_seconds(rows, rows * 512, arm) for arm in profile.drafter.arms}
             assert goodput[length] == max(goodput.values())
-
-
-@pytest.mark.parametrize("name", PROFILE_NAMES)
-def test_the_measured_switch_cost_is_a_setting_of_the_papers_planner(name: str) -> None:
-    rows = switch_cost_table(read_profile(name))
-    assert parse_operator_settings({"switch_cost_table": rows}).switch_cost_table == rows
-    assert all(seconds > 0 for _, _, seconds in rows)
 
 
 def test_rivals_have_names_of_their_own() -> None:

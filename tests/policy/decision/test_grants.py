@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts
-from nightjar.policy.restarts.leases import GroupRestarts, PlanGoodput, Restarter, decide_restarts
+from nightjar.policy.restarts.leases import GroupRestarts, PlanGoodput, Restarter, decide_restarts, switch_costs
 from nightjar.policy.restarts.on_time import LoadState, TransitionCounts, TransitionWeight
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, buckets_up_to
 from nightjar.policy.wire.cause import Code
@@ -119,6 +119,21 @@ def test_a_new_policy_says_that_it_must_wait() -> None:
     limits = limits_of(member(), why_none=Code.NEW_POLICY)
     assert limits.leases == ()
     assert in_words(limits.causes) == "waits for a lease: a new policy grants none yet"
+
+
+def catch_ups(steps: int, tokens: int, seconds: float) -> CatchUpEvidence:
+    """Steps that recomputed so many tokens each, in so many seconds each beyond an OFF step."""
+    return CatchUpEvidence(steps, steps * tokens, steps * tokens**2, steps * seconds, steps * tokens * seconds)
+
+
+def test_c_switch_is_what_restarts_cost_by_lag_and_batch_and_nothing_before_the_first() -> None:
+    assert switch_costs(CatchUpEvidence(), PROSPECT, SETTINGS) == ()
+    seen = catch_ups(200, 64, 0.002 + 64e-6).sum(catch_ups(200, 1024, 0.002 + 1024e-6))
+    costs = {(lag, batch): seconds for lag, batch, seconds in switch_costs(seen, PROSPECT, SETTINGS)}
+    assert {batch for _, batch in costs} == {1, 4, 16, 64, 128}
+    assert costs[128, 1] == pytest.approx(0.002 + 128e-6, rel=0.05)
+    assert costs[512, 64] > 2 * 0.002 + 512 * 64e-6  # in chunks, each with its fixed part
+    assert costs[512, 64] > costs[512, 4] > costs[128, 4] > costs[128, 1]
 
 
 def test_those_beyond_the_budget_wait_and_are_told() -> None:

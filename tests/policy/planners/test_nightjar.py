@@ -9,10 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.planners import LOCAL_PLANNERS
+from nightjar.policy.evidence.cells import Evidence
+from nightjar.policy.planners import LOCAL_PLANNERS, PLANNERS
+from nightjar.policy.planners.base import GroupPlan, GroupView
 from nightjar.policy.planners.local import LocalContext, LocalOptionsError, StepOutcome, StepView
 from nightjar.policy.planners.nightjar import AdaBinGreedy
-from nightjar.policy.wire.switch_cost import SwitchCost
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import GroupKey
+from nightjar.policy.wire.switch_cost import PAPER_SWITCH_COST, SwitchCost, SwitchCostRow, format_rows
+from nightjar.policy.words import in_words
 
 ARMS = (0, 1, 3)
 EXPLORE, EXPLOIT = 0.0, 0.999
@@ -188,6 +193,53 @@ def test_the_same_seed_plans_the_same() -> None:
         return [planner.choose(StepView(1 + number % 3, 0, 0, 0, 0, 0.0)) for number in range(100)]
 
     assert run(3) == run(3) != run(4)
+
+
+LEARNED: tuple[SwitchCostRow, ...] = ((32, 1, 0.02), (128, 4, 0.05))
+
+
+def planned(costs: tuple[SwitchCostRow, ...] = LEARNED, present: GroupPlan | None = None, **settings: object) -> GroupPlan:
+    key = GroupKey(target="t", max_num_speculative_tokens=3, max_num_seqs=64)
+    changed = OperatorSettings.model_validate({"planner": "nightjar", **settings})
+    return PLANNERS["nightjar"](GroupView(key, changed, Evidence(), present, switch_costs=costs))
+
+
+def table_of(plan: GroupPlan) -> object:
+    assert plan.local is not None
+    return plan.local.options["switch_cost"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "rows", "said"),
+    [
+        (planned(()), PAPER_SWITCH_COST, "C_switch of the paper's RTX 4090 until a restart was measured"),
+        (planned(), LEARNED, "C_switch as its restarts cost"),
+        (planned(switch_cost_table=[[9, 8, 0.5]]), ((9, 8, 0.5),), "C_switch from the settings"),
+        (planned(switch_cost_table=[]), (), "C_switch from the settings"),
+    ],
+)
+def test_the_table_is_the_operators_else_what_restarts_cost_else_the_papers_and_the_plan_says_which(
+    plan: GroupPlan, rows: tuple[SwitchCostRow, ...], said: str
+) -> None:
+    assert table_of(plan) == format_rows(rows)
+    assert in_words(plan.summary).endswith(said)
+
+
+def test_a_learned_table_stays_until_a_row_of_it_is_off_by_a_quarter() -> None:
+    first = planned()
+    assert planned(((32, 1, 0.024), (128, 4, 0.042)), first) == first
+    assert table_of(planned(((32, 1, 0.026), (128, 4, 0.05)), first)) == "32x1=0.026,128x4=0.05"
+
+
+def test_another_table_keeps_what_the_bandit_learned_and_another_context_does_not() -> None:
+    build = LOCAL_PLANNERS["nightjar"]
+    first = build({"switch_cost": "100x4=0.03"}, CONTEXT)
+    assert isinstance(first, AdaBinGreedy)
+    first.choose(StepView(4, 0, 0, 0, 0, 0.0))
+    after = build({"switch_cost": "100x4=0.5"}, CONTEXT._replace(before=first))
+    assert after is first
+    assert first.switch_cost.seconds(100, 4) == 0.5
+    assert build({"batch_buckets": True}, CONTEXT._replace(before=first)) is not first
 
 
 @pytest.mark.parametrize(

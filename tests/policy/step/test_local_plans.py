@@ -273,6 +273,14 @@ def test_a_planner_set_by_hand_decides_in_place_of_the_settings_one_and_each_goe
     assert len(learned) == 2
 
 
+def test_a_planner_of_which_the_options_alone_change_is_built_with_the_one_before_at_hand() -> None:
+    engine = Engine(1)
+    engine.adopt(1)
+    engine.adopt(2, window=2)
+    engine.adopt(3, allowed=(0, 1), window=2)
+    assert [planner.context.before for planner in engine.built] == [None, engine.built[0], None]
+
+
 def test_the_fleet_sends_the_papers_planner_to_every_replica_without_dwell() -> None:
     fleet = Fleet([Replica("a", batch=4), Replica("b", batch=64)])
     fleet.settings = fleet.settings.model_copy(update={"planner": "nightjar", "switch_cost_table": ((10, 4, 0.5),)})

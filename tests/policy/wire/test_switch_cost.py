@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.policy.wire.operator import SettingsError, parse_operator_settings
-from nightjar.policy.wire.switch_cost import PAPER_SWITCH_COST, SwitchCost, SwitchCostRow, format_rows, parse_rows
+from nightjar.policy.wire.switch_cost import SwitchCost, SwitchCostRow, format_rows, parse_rows
 
 ROWS = st.dictionaries(
     st.tuples(st.integers(1, 10**6), st.integers(1, 4096)), st.floats(0.0, 600.0, allow_nan=False), min_size=1, max_size=20
@@ -42,8 +42,9 @@ def test_the_nearest_batch_counts_and_the_smaller_of_two() -> None:
     assert [cost.seconds(100, batch) for batch in (1, 8, 12, 13, 999)] == [0.08, 0.08, 0.08, 0.16, 0.16]
 
 
-def test_the_papers_points_are_the_default_of_the_settings() -> None:
-    assert parse_operator_settings({}).switch_cost_table == PAPER_SWITCH_COST
+def test_the_settings_give_no_table_unless_asked_to_and_an_empty_one_is_one() -> None:
+    assert parse_operator_settings({}).switch_cost_table is None
+    assert parse_operator_settings({"switch_cost_table": []}).switch_cost_table == ()
 
 
 @pytest.mark.parametrize(
