@@ -23,7 +23,7 @@ from nightjar.policy.learned import LearnedCell, LearnedGroup, LearnedMixedCell,
 from nightjar.policy.planners.fleet import DOUBT_DEVIATIONS
 from nightjar.policy.priors import MAX_SEED_GROUPS, MOST_SEED_ROWS, MOST_SEED_STEPS, REST_S, exported, seeded
 from nightjar.policy.restarts.leases import GroupRestarts
-from nightjar.policy.state import FleetState, GroupState, empty_fleet, learned, with_learned
+from nightjar.policy.state import FleetState, GroupState, learned, with_learned
 from nightjar.policy.status.fleet import fleet_status
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range
 from tests.policy.engines import ACCEPTANCE, AUTO, KEY, MAX_NUM_SEQS, Fleet, Replica, best_length, step_seconds, table
@@ -395,9 +395,9 @@ def test_what_steps_with_prefill_cost_is_stored_exported_and_taken_in_with_the_r
     group = GroupState(KEY, Evidence({Cell(0, 0): cell_of(0, 0)}, mixed_cells=mixed))
     state = joined(FleetState(groups={KEY.group_id: group}))
     tables = LearnedTables.from_wire(learned(state).to_wire())
-    assert group_of(with_learned(empty_fleet(), tables)).evidence.mixed_cells == mixed, "after a restart of the policy"
+    assert group_of(with_learned(FleetState(), tables)).evidence.mixed_cells == mixed, "after a restart of the policy"
     seeds = tuple(measurable(LearnedGroup.from_wire(seed.to_wire())) for seed in exported(state, NOW_S))
-    taken = group_of(decided(joined(seeded(empty_fleet(), seeds)), NOW_S + 1.0))
+    taken = group_of(decided(joined(seeded(FleetState(), seeds)), NOW_S + 1.0))
     assert taken.evidence.mixed_cells[MIXED.cell] == MIXED.evidence()
     weighed = taken.evidence.mixed_cells[Cell(0, 0, prefill=True)]
     assert (weighed.steps, weighed.seconds / weighed.steps) == (MOST_SEED_STEPS, pytest.approx(0.1))
