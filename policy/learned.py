@@ -231,7 +231,8 @@ def could_be_priced(sums: CatchUpEvidence) -> bool:
 def measurable(group: LearnedGroup) -> LearnedGroup:
     """The group, of which engines could have measured everything. Raises ValueError for any other."""
     seen: set[Cell] = set()
-    for one in (*group.cells, *group.mixed_cells):
+    every: tuple[LearnedCell | LearnedMixedCell, ...] = (*group.cells, *group.mixed_cells)
+    for one in every:
         require(one.cell not in seen, one.cell, "given twice, allowed is once")
         seen.add(one.cell)
         _check_cell(one, group.key)

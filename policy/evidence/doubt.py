@@ -40,7 +40,7 @@ def told_deviation(covariance: Floats, measured: Mask) -> Floats:
     variance = np.maximum(own[:, :, None] + own[:, None, :] - 2.0 * covariance, 0.0)
     least = _least_variance(measured)
     unsure = np.maximum(least[:, :, None], least[:, None, :])
-    told = np.sqrt(np.where(unsure > 0.0, np.maximum(variance, unsure), variance + 2.0 * MEASURED**2))
+    told: Floats = np.sqrt(np.where(unsure > 0.0, np.maximum(variance, unsure), variance + 2.0 * MEASURED**2))
     same = np.arange(measured.shape[1])
     told[:, same, same] = 0.0
     return told

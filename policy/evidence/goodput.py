@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.evidence.acceptance import ROWS_PER_INDEPENDENT_ROW, ROWS_PER_REQUEST
+from nightjar.policy.evidence.acceptance import ROWS_PER_INDEPENDENT_ROW, ROWS_PER_REQUEST, AcceptanceEvidence
 from nightjar.policy.evidence.cells import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, Evidence
 from nightjar.policy.evidence.doubt import measured_arms, told_deviation
 from nightjar.policy.evidence.mixed_steps import charge
@@ -70,10 +70,9 @@ class GoodputModel:
     """Where the operator limits a step."""
     mixed_costs: Floats | None = None
     """(buckets, arms, arms): what each K in steps with prefill costs beside each K of pure decode steps (of mixed_steps)."""
-    told_covariance: Floats | None = None
-    """(buckets, arms, arms): as `covariance`, for the requests to come instead of those that run. For what is told (doubt.py)."""
-    measured: npt.NDArray[np.bool_] | None = None
-    """(buckets, arms): which arms engines ran for long enough to tell. None: all count as such."""
+    evidence: Evidence | None = None
+    at_s: float = 0.0
+    """What it was made of, and when: for what people are told of it."""
 
     @cached_property
     def allowed(self) -> npt.NDArray[np.bool_]:
@@ -88,8 +87,16 @@ class GoodputModel:
     @cached_property
     def told_deviation(self) -> Floats:
         """(buckets, arms, arms): standard deviation of one arm's log goodput over another's, as people are told it (doubt.py)."""
-        covariance = self.covariance if self.told_covariance is None else self.told_covariance
-        return told_deviation(covariance, self._all if self.measured is None else self.measured)
+        if self.evidence is None:
+            return told_deviation(self.covariance, self.measured)
+        arms, acceptance = self.arms, self.evidence.acceptance
+        more = _of_tokens(arms, acceptance, self.at_s, ROWS_PER_REQUEST) - _of_tokens(arms, acceptance, self.at_s)
+        return told_deviation(self.covariance + more[None, :, :], self.measured)
+
+    @cached_property
+    def measured(self) -> npt.NDArray[np.bool_]:
+        """(buckets, arms): which arms engines ran for long enough to tell people of them; all where nothing says."""
+        return self._all if self.evidence is None else measured_arms(self.evidence, self.arms, len(self.rows))
 
     @property
     def _all(self) -> npt.NDArray[np.bool_]:
@@ -162,15 +169,8 @@ def goodput_model(
     """
     acceptance = evidence.acceptance
     survival = acceptance.acceptance(arms[-1])
-    counts = np.arange(1, len(survival) + 1)[None, :] <= np.array(arms)[:, None]
-    tokens = 1.0 + counts @ np.array(survival)
-
-    def of_tokens(rows_per_independent_row: float) -> Floats:
-        of_survival = acceptance.covariance(survival, now_s, rows_per_independent_row)
-        covariance: Floats = counts @ of_survival @ counts.T / np.outer(tokens, tokens)
-        return covariance
-
-    covariance = of_tokens(ROWS_PER_INDEPENDENT_ROW)
+    tokens = 1.0 + _counts(arms) @ np.array(survival)
+    covariance = _of_tokens(arms, acceptance, now_s)
     log_goodput = np.log(times.rows)[:, None] + np.log(tokens)[None, :] - times.log_seconds
     log_goodput = log_goodput - np.log1p(charge(mixed_costs, times.log_seconds.shape) * np.exp(log_goodput))
     return GoodputModel(
@@ -182,9 +182,29 @@ def goodput_model(
         np.sqrt(np.diag(covariance)),
         limit,
         mixed_costs,
-        times.covariance + of_tokens(ROWS_PER_REQUEST)[None, :, :],
-        measured_arms(evidence, arms, len(times.rows)),
+        evidence,
+        now_s,
     )
+
+
+def _counts(arms: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """(arms, positions): which draft positions each arm has."""
+    counts: npt.NDArray[np.bool_] = np.arange(1, arms[-1] + 1)[None, :] <= np.array(arms)[:, None]
+    return counts
+
+
+def _of_tokens(
+    arms: tuple[int, ...],
+    acceptance: AcceptanceEvidence,
+    now_s: float,
+    rows_per_independent_row: float = ROWS_PER_INDEPENDENT_ROW,
+) -> Floats:
+    """(arms, arms): covariance of log E(k)."""
+    survival, counts = acceptance.acceptance(arms[-1]), _counts(arms)
+    tokens = 1.0 + counts @ np.array(survival)
+    of_survival = acceptance.covariance(survival, now_s, rows_per_independent_row)
+    covariance: Floats = counts @ of_survival @ counts.T / np.outer(tokens, tokens)
+    return covariance
 
 
 NEWS_SHARE: Final = 0.03

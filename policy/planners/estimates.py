@@ -74,7 +74,7 @@ class Estimate:
         deviation = float(model.told_deviation[bucket, arm, reference])
         if not math.isfinite(log_gain) or not math.isfinite(deviation):
             return None
-        measured = model.measured is None or bool(model.measured[bucket, arm] and model.measured[bucket, reference])
+        measured = bool(model.measured[bucket, arm] and model.measured[bucket, reference])
         return ToldGain(min(log_gain, 100.0), deviation, measured or abs(log_gain) > DEVIATIONS * deviation)
 
 

@@ -400,7 +400,8 @@ def test_what_steps_with_prefill_cost_is_stored_exported_and_taken_in_with_the_r
     taken = group_of(decided(joined(seeded(FleetState(), seeds)), NOW_S + 1.0))
     assert taken.evidence.mixed_cells[MIXED.cell] == MIXED.evidence()
     weighed = taken.evidence.mixed_cells[Cell(0, 0, prefill=True)]
-    assert (weighed.steps, weighed.seconds / weighed.steps) == (MOST_SEED_STEPS, pytest.approx(0.1))
+    assert weighed.steps == MOST_SEED_STEPS
+    assert weighed.seconds / weighed.steps == pytest.approx(0.1)
     assert taken.imported.clean_cells == 1, "status counts what is measured, which those are not"
 
 
