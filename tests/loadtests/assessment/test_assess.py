@@ -21,7 +21,7 @@ from nightjar.loadtests.assessment.findings import Findings, find
 from nightjar.loadtests.assessment.forecast import UNCOMPARED, Fit, break_even, fit, forecast, priced
 from nightjar.loadtests.assessment.history import History, scraped
 from nightjar.loadtests.assessment.prometheus import PrometheusError, open_prometheus, read_recording, read_scrapes
-from nightjar.loadtests.assessment.report import render_page, to_markdown
+from nightjar.loadtests.assessment.report import headline, render_page, to_markdown
 from nightjar.loadtests.assessment.scrapes import Collector, EngineScrapes, Metric, Series
 from nightjar.loadtests.simulation.profiles import read_profile
 from nightjar.policy.wire.batch_buckets import batch_bucket
@@ -187,6 +187,15 @@ def told(*engines: EngineScrapes, profile: str = PROFILE) -> Findings:
         to_s=1.0,
         profile=read_profile(profile) if profile else None,
     )
+
+
+def test_a_gain_whose_interval_holds_none_is_not_known_and_the_command_that_finds_out_is_offered(fixed: Recorded) -> None:
+    found = told(*engines_of(fixed))
+    assert found.gain is not None
+    doubtful = found.model_copy(update={"gain": found.gain.model_copy(update={"ratio": 1.1, "low": 0.9, "high": 1.3})})
+    assert headline(doubtful).startswith("Not known whether the planner would have given more: +10.0 % tokens a second (-10.0 % to")
+    assert headline(doubtful).endswith("ever ran here; with Nightjar, `nightjar mode auto --for 5m` finds out.")
+    assert headline(found).startswith("The planner would have given")
 
 
 def test_drafts_whose_accepted_tokens_nobody_counted_by_position_give_no_gain() -> None:
