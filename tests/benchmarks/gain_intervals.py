@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.evidence.bars import Bar
+from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.policy.evidence.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
 from nightjar.policy.evidence.doubt import DEVIATIONS
@@ -193,5 +194,5 @@ def judge(found: Sequence[Held]) -> Outcome:
         for state, ones in by_state.items()
     ]
     title = "Gains whose interval holds the truth, by the planner's own doubt / as told / told to be other than nothing"
-    outcome.tables.append((title, ("seen", *profiles, "mean"), [list(line) for line in lines]))
+    outcome.tables.append(Grid(title, ("seen", *profiles, "mean"), lines))
     return outcome
