@@ -4,7 +4,7 @@ Prompts come so thick that hardly a step is without prefill: what speculation sa
 in tokens per busy second of a window that cuts requests off. So arrivals stop, the engine goes on until the last answer, and all
 requests count: first token, later tokens, end to end, and request-seconds, the area under their number in the system. Loads are
 shares of what off carries of such requests, measured in a saturated engine. All static pairs of K are searched, on seeds of their
-own; planners that learn start warm, and once more cold. A request is in time where it keeps a few times what off takes for one
+own; planners that learn start warm, and once more cold. A request is in time where it keeps ten times what off takes for one
 that has the engine to itself.
 """
 
@@ -63,7 +63,7 @@ SATURATED_REQUESTS: Final = 200
 """Answers in which what off carries is measured."""
 LONE_REQUESTS: Final = 20
 """Answers in which what off takes for a lone request is measured."""
-IN_TIME: Final = 5.0
+IN_TIME: Final = 10.0
 """Times that, to the first token and for each later one, in which a request is in time."""
 LONGEST: Final = 20.0
 """How many times the time of the arrivals the last answer may take."""
