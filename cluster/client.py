@@ -18,11 +18,11 @@ import ray
 
 from nightjar.cluster.api.operations import STARTING_MODE, Answer, Operation, OperationError, P
 from nightjar.cluster.policy_actor import ACTOR_NAME, ACTOR_OPTIONS, PolicyActor
+from nightjar.policy.exchange import backoff_s
 from nightjar.policy.wire.report import LoadReport
 from nightjar.policy.wire.settings import ExchangeReply
 
 FIRST_BACKOFF_S: Final = 0.1
-MAX_BACKOFF_S: Final = 5.0
 OPERATOR_TIMEOUT_S: Final = 10.0
 
 _creating = threading.Lock()  # Ray cannot create one named actor from two threads of a process
@@ -107,10 +107,9 @@ class PolicyClient:
         if self._handle is not handle:
             return
         self._handle = None
-        backoff_s = min(FIRST_BACKOFF_S * 2 ** min(self._failures, 16), MAX_BACKOFF_S)
         self._failures += 1
         jitter = random.uniform(0.5, 1.0)  # noqa: S311 - replicas that lost the actor together come back apart
-        self._retry_at_s = asyncio.get_running_loop().time() + backoff_s * jitter
+        self._retry_at_s = asyncio.get_running_loop().time() + backoff_s(self._failures, FIRST_BACKOFF_S) * jitter
 
 
 def _parsed(read: Callable[[Any], T], payload: object) -> T:

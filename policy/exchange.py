@@ -18,13 +18,13 @@ FIRST_BACKOFF_S: Final = 0.5
 MAX_BACKOFF_S: Final = 5.0
 
 
-def backoff_s(failures: int) -> float:
+def backoff_s(failures: int, first_s: float = FIRST_BACKOFF_S) -> float:
     """Seconds to wait after so many failures in a row.
 
     >>> [backoff_s(failures) for failures in (1, 2, 3, 4, 5, 10**6)]
     [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
     """
-    return min(FIRST_BACKOFF_S * 2.0 ** min(failures - 1, 16), MAX_BACKOFF_S)
+    return min(first_s * 2.0 ** min(failures - 1, 16), MAX_BACKOFF_S)
 
 
 @dataclass(slots=True)
