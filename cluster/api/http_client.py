@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final, Self
-from urllib.parse import urlsplit
 
 import httpx
 from pydantic import SecretStr
 
 from nightjar.cluster.api.operations import Answer, Operation, OperationError, P, Route
-from nightjar.policy.wire.record import without_credentials
+from nightjar.policy.wire.record import web_address, without_credentials
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 """Of Serve's own default port."""
@@ -36,12 +35,8 @@ class HttpClient:
         timeout_s: float = TIMEOUT_S,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        try:
-            parts = urlsplit(url)
-            is_address = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # a port that is no number, a bracket that is not closed
-            is_address = False
-        if not is_address:
+        address = web_address(url)
+        if address is None:
             shown = without_credentials(repr(url))
             raise OperationError(HTTPStatus.BAD_REQUEST, f"url: {shown} is not an address such as http://127.0.0.1:8000")
         self._url = without_credentials(url.rstrip("/"))  # as messages show it
@@ -51,7 +46,7 @@ class HttpClient:
             headers=headers,
             timeout=timeout_s,
             transport=transport,
-            trust_env=parts.hostname not in LOOPBACK_HOSTS,
+            trust_env=address.hostname not in LOOPBACK_HOSTS,
         )
 
     def __enter__(self) -> Self:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 from grafana_api.grafana_api import GrafanaException
 from grafana_api.grafana_face import GrafanaFace
@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from nightjar.cluster.api.http_client import LOOPBACK_HOSTS
 from nightjar.cluster.dashboards.annotations import Annotation
 from nightjar.cluster.dashboards.panels import TAG, Dashboard, Json, dashboard_json
+from nightjar.policy.wire.record import web_address
 
 TIMEOUT_S: Final = 10.0
 MOST_ANNOTATIONS: Final = 50_000
@@ -134,12 +135,9 @@ class GrafanaServer:
 
 def checked_address(option: str, url: str) -> SplitResult:
     """A web address in its parts. Raises GrafanaError where it is none, or holds a password, which the message does not repeat."""
-    try:
-        parts = urlsplit(url)
-        if parts.scheme in {"http", "https"} and parts.hostname and parts.username is None and parts.port != 0:
-            return parts
-    except ValueError:
-        pass
+    address = web_address(url)
+    if address is not None and address.username is None:
+        return address
     shown = url.rpartition("@")[2]
     raise GrafanaError(f"{option}: {shown!r} is not an address such as https://grafana.example.com, without user and password")
 

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import httpx
 from pydantic import BaseModel, SecretStr, ValidationError
 
+from nightjar.cluster.api.http_client import LOOPBACK_HOSTS
 from nightjar.loadtests.assessment.scrapes import PREFIXES, Collector, EngineScrapes, Metric
+from nightjar.policy.wire.record import web_address
 
 CHUNK_S: Final = 3600
 """Of one question: ten engines scraped every 15 s answer with about a megabyte."""
 TIMEOUT_S: Final = 60.0
-LOOPBACK_HOSTS: Final = {"localhost", "127.0.0.1", "::1"}
 
 
 class PrometheusError(Exception):
@@ -88,19 +88,15 @@ def read_recording(file: Path) -> tuple[Found, float, float]:
 
 def open_prometheus(url: str, token: SecretStr | None = None, transport: httpx.BaseTransport | None = None) -> httpx.Client:
     """A client of the Prometheus at `url`, its path prefix included. Raises PrometheusError for what is no address."""
-    try:
-        parts = urlsplit(url)
-        is_address = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_address = False
-    if not is_address:
+    address = web_address(url)
+    if address is None:
         raise PrometheusError(f"--prometheus {url!r} is no address such as http://prometheus:9090")
     return httpx.Client(
         base_url=url.rstrip("/"),
         headers={"Authorization": f"Bearer {token.get_secret_value()}"} if token else {},
         timeout=TIMEOUT_S,
         transport=transport,
-        trust_env=parts.hostname not in LOOPBACK_HOSTS,
+        trust_env=address.hostname not in LOOPBACK_HOSTS,
     )
 
 

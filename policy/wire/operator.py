@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Final, Literal, Self, get_args
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -20,6 +19,7 @@ from nightjar.policy.wire.record import (
     MAX_NUM_SPECULATIVE_TOKENS,
     NumSpeculativeTokens,
     describe_validation_error,
+    web_address,
     without_credentials,
 )
 from nightjar.policy.wire.settings import OffloadRules, Table, TableRow
@@ -285,12 +285,8 @@ def check_place(place: str) -> None:
         raise ValueError(f"characters that cannot be printed; {allowed}")
     if not place or ("://" not in place and place.startswith("/")):
         return
-    try:
-        parts = urlsplit(place)
-        is_address = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_address = False
-    if not is_address or "@" in parts.netloc:
+    address = web_address(place)
+    if address is None or "@" in address.netloc:
         raise ValueError(f"no place of a file; {allowed}")
 
 

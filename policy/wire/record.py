@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Self
+from urllib.parse import SplitResult, urlsplit
 
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -49,6 +50,19 @@ def without_credentials(text: str) -> str:
     'http://host:8000/learned and serve:1@sha256:0'
     """
     return _CREDENTIALS.sub("***@", text)
+
+
+def web_address(text: str) -> SplitResult | None:
+    """The parts of an http or https address; None where it is none.
+
+    >>> [address.netloc if (address := web_address(text)) else None for text in ("http://[::1]:80/a", "http://a:b", "ftp://a", "a")]
+    ['[::1]:80', None, None, None]
+    """
+    try:
+        parts = urlsplit(text)
+        return parts if parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0 else None
+    except ValueError:  # a port that is no number, a bracket that is not closed
+        return None
 
 
 def describe_validation_error(error: ValidationError, limit: int = 3) -> str:
