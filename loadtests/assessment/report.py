@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from nightjar.loadtests.assessment.findings import BatchRow, Findings, ProfileFit
-from nightjar.loadtests.report.page import markdown_table, render
+from nightjar.loadtests.report.page import cell, markdown_table, render
 from nightjar.policy.status.stock_table import as_yaml
 from nightjar.policy.words import batch_range, speculation
 
@@ -107,11 +107,11 @@ def cells(row: BatchRow, count: int) -> tuple[str, ...]:
         f"{row.hours:.2f}",
         f"{row.share:.1%}",
         ran,
-        "-" if row.accepted_share is None else f"{row.accepted_share:.1%}",
-        "-" if row.step_ms is None else f"{row.step_ms:.1f}",
+        cell(row.accepted_share, ".1%"),
+        cell(row.step_ms, ".1f"),
     )
     if count == len(BREAK_EVEN_COLUMNS):
-        return (*first, "-" if row.break_even is None else f"{row.break_even:.2f}")
+        return (*first, cell(row.break_even, ".2f"))
     if row.planned is None or row.planned_beside_prefill is None or row.gain is None:
         return (*first, "-", "-")[:count]
     beside = "" if row.planned_beside_prefill == row.planned else f", {speculation(row.planned_beside_prefill)} beside prefill"

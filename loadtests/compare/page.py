@@ -17,7 +17,7 @@ from nightjar.loadtests.arms.verdict import LEAST_ROUNDS, MOST_FAILED, Compariso
 from nightjar.loadtests.compare.run import Facts, PlayedTurn, RunFiles
 from nightjar.loadtests.load.rows import read_rows
 from nightjar.loadtests.report.charts import Estimate, forest
-from nightjar.loadtests.report.page import markdown_table, render
+from nightjar.loadtests.report.page import cell, markdown_table, render
 
 HEADS: Final = ("phase", "arm", "verdict", "rounds", *(f"{measure.title}, 95 %" for measure in MEASURES.values()))
 FIGURE_HEADS: Final = (
@@ -202,7 +202,7 @@ def _ratio_cells(one: Comparison) -> tuple[str, ...]:
 def _ratio(ratio: Ratio | None) -> str:
     if ratio is None:
         return "-"
-    return f"{ratio.value:.3f}" + (f" ({ratio.interval.low:.3f} to {ratio.interval.high:.3f})" if ratio.rounds > 1 else "")
+    return str(ratio) if ratio.rounds > 1 else f"{ratio.value:.3f}"
 
 
 def _figure_rows(found: Findings) -> list[tuple[str, ...]]:
@@ -212,14 +212,13 @@ def _figure_rows(found: Findings) -> list[tuple[str, ...]]:
             figures = found.together(phase, arm)
             if figures is None:
                 continue
-            length, share = found.mean_length(arm), found.share_off(arm)
             cells = (
                 _quotient(figures.tokens, figures.answer_seconds, 1.0, 1),
                 _quotient(figures.decode_seconds, figures.decode_tokens, 1e3, 1),
                 _quotient(figures.ttft_seconds, figures.whole, 1e3, 0),
                 _quotient(figures.tokens, figures.seconds, 1.0, 1),
             )
-            engine = ("-" if length is None else f"{length:.2f}", "-" if share is None else f"{share:.0%}")
+            engine = (cell(found.mean_length(arm), ".2f"), cell(found.share_off(arm), ".0%"))
             rows.append((phase, arm, str(figures.requests), str(figures.failed), *cells, *engine))
     return rows
 

@@ -17,7 +17,7 @@ from nightjar.loadtests.demo.summary import ALL_PHASES, PhaseSummary, RunSummary
 from nightjar.loadtests.load.regimes import Regime
 from nightjar.loadtests.load.rows import RequestRow, regime_start_s
 from nightjar.loadtests.report.charts import Band, ChartRow, Estimate, Series, chart, forest, legend, scale_for
-from nightjar.loadtests.report.page import render
+from nightjar.loadtests.report.page import cell, render
 from nightjar.policy.wire.cause import Code
 from nightjar.policy.wire.status import FleetStatus
 from nightjar.policy.words import step_codes
@@ -86,18 +86,17 @@ def shown_rows(rows: Sequence[PhaseSummary]) -> list[PhaseSummary]:
 
 def table_cells(row: PhaseSummary) -> tuple[str, ...]:
     """A row of the table as text, in the order of `columns`; a dash where there is nothing to show."""
-    cost, share, length = row.engine_seconds_per_token, row.share_of_steps_off, row.mean_num_speculative_tokens
     return (
         row.mode,
         row.phase,
         f"{row.requests}{f', {row.errors} failed' if row.errors else ''}",
         f"{row.tokens_per_s:.1f}",
-        "-" if cost is None else f"{cost * 1e3:.1f}",
-        "-" if row.speed is None else f"{row.speed:.2f}",
+        cell(row.engine_seconds_per_token, ".1f", 1e3),
+        cell(row.speed, ".2f"),
         _times(row.ttft, _seconds),
         _times(row.tpot, _milliseconds),
-        "-" if length is None else f"{length:.2f}",
-        "-" if share is None else f"{share:.0%}",
+        cell(row.mean_num_speculative_tokens, ".2f"),
+        cell(row.share_of_steps_off, ".0%"),
         *_goodput_cells(row),
     )
 
@@ -126,7 +125,7 @@ def _goodput_cells(row: PhaseSummary) -> tuple[str, ...]:
     goodput = row.goodput
     if goodput is None:
         return ()
-    return ("-" if goodput.share is None else f"{goodput.share:.1%}", f"{goodput.tokens_per_s:.1f}")
+    return (cell(goodput.share, ".1%"), f"{goodput.tokens_per_s:.1f}")
 
 
 def _speeds(summary: RunSummary) -> str:
@@ -138,7 +137,7 @@ def _speeds(summary: RunSummary) -> str:
     groups = []
     for reference in arrivals(summary.phases, first):
         found = [row for mode in others if (row := by_key.get((mode, reference.phase))) is not None and row.speed is not None]
-        costs = [f"{arm_name(row.mode)} {_cost(row)}" for row in (reference, *found)]
+        costs = [f"{arm_name(row.mode)} {cell(row.engine_seconds_per_token, '.0f', 1e3)}" for row in (reference, *found)]
         groups.append((f"{reference.phase}, engine ms per token: {', '.join(costs)}", [_estimate(row) for row in found]))
     return forest(groups, first, f"Tokens per second of engine time over those of {first}")
 
@@ -150,10 +149,6 @@ def _estimate(row: PhaseSummary) -> Estimate:
     words = f"{value:.2f}" + (f" ({low:.2f} to {high:.2f})" if interval else "")
     style = {"above": "faster", "below": "slower"}.get(interval.side if interval else "holds", "equal")
     return Estimate(arm_name(row.mode), value, low, high, words, style)
-
-
-def _cost(row: PhaseSummary) -> str:
-    return "-" if row.engine_seconds_per_token is None else f"{row.engine_seconds_per_token * 1e3:.0f}"
 
 
 def _times(times: Times, form: Callable[[float], str]) -> str:

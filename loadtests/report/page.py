@@ -22,6 +22,15 @@ def render(template: str, **values: object) -> str:
     return _environment().get_template(template).render(values)
 
 
+def cell(value: float | None, form: str, factor: float = 1.0) -> str:
+    """A number in a table, written in a form of `format`; a dash where there is none.
+
+    >>> cell(0.1234, ".1f", 1e3), cell(0.5, ".0%"), cell(None, ".2f")
+    ('123.4', '50%', '-')
+    """
+    return "-" if value is None else format(value * factor, form)
+
+
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines of a table for a terminal, an issue or a page.
 
