@@ -119,28 +119,6 @@ def shuffled(arms: Sequence[T], rounds: int, rng: random.Random) -> list[list[T]
     return [rng.sample(list(arms), len(arms)) for _ in range(rounds)]
 
 
-def latin_rectangle(arms: Sequence[T], rounds: int, rng: random.Random) -> list[list[T]]:
-    """Orders in which no arm stands twice at the same place while rounds are no more than arms.
-
-    So no arm has only easy texts or only long contexts. Shuffled by rows, columns and names.
-    """
-    size = len(arms)
-    names, columns = rng.sample(list(arms), size), rng.sample(range(size), size)
-    rows: list[int] = []
-    while len(rows) < rounds:
-        rows += rng.sample(range(size), size)
-    return [[names[(row + column) % size] for column in columns] for row in rows[:rounds]]
-
-
-def there_and_back(arms: Sequence[T], rounds: int, rng: random.Random) -> list[list[T]]:
-    """Shuffled, and each round once more in the opposite order: on average every arm stands in the same place.
-
-    >>> there_and_back(["auto"], 1, random.Random(0))
-    [['auto', 'auto']]
-    """
-    return [[*order, *reversed(order)] for order in shuffled(arms, rounds, rng)]
-
-
 def turns(
     arms: Sequence[str], rounds: int, lessons: int = 0, *, seed: int = 0, done: Collection[tuple[int, str]] = ()
 ) -> list[Turn]:

@@ -60,16 +60,6 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     return tuple(text.turns[0] for text in read_texts(path))
 
 
-def read_prompts_by_category(path: Path) -> dict[str, tuple[str, ...]]:
-    """The same by what each line names as `category`, as in Spec-Bench. Raises PromptsError."""
-    found: dict[str, list[str]] = {}
-    for text in read_texts(path):
-        if not text.category:
-            raise PromptsError(f"{path}:{text.line}: no 'category' is there; allowed is a text")
-        found.setdefault(text.category, []).append(text.turns[0])
-    return {category: tuple(prompts) for category, prompts in found.items()}
-
-
 def read_texts(path: Path) -> tuple[Text, ...]:
     """Every line of a file with all its turns. Raises PromptsError; empty lines are skipped."""
     try:

@@ -14,8 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-
 
 class Found(NamedTuple):
     """A name's definition and the module that holds it. `node` is None where it is only known to be there."""

@@ -12,7 +12,6 @@ import pytest
 
 pytest.importorskip("ray")
 
-from nightjar.loadtests.arms.arm import there_and_back
 from nightjar.loadtests.arms.samples import Work
 from nightjar.loadtests.arms.statistics import Interval, Speed, paired_ratio
 from nightjar.loadtests.arms.stock_table import tuned_table
@@ -29,6 +28,7 @@ from tests.benchmarks.live.sections.changing import DRAFTER_TAX, Run, Runs
 from tests.benchmarks.live.sections.cold import ALONE, TOGETHER, ColdRun, judge_cold
 from tests.benchmarks.live.sections.learning_loss import Moment, lost_tokens, steady_from_s
 from tests.benchmarks.live.sections.steady import Half, Segment, Segments, papers_findings
+from tests.benchmarks.measuring.repeats import there_and_back
 from tests.loadtests import recorded
 from tests.loadtests.recorded import sample
 

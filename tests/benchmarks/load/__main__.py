@@ -22,7 +22,7 @@ from typing import Annotated, Final
 import typer
 
 from nightjar.deployments.models import BASE_NAME, models_folder
-from nightjar.loadtests.arms.arm import TurnError, latin_rectangle
+from nightjar.loadtests.arms.arm import TurnError
 from nightjar.loadtests.load.openai_stream import Server, served_model
 from nightjar.loadtests.load.prompts import PromptsError, read_texts
 from nightjar.loadtests.load.traces import TraceError, TraceFit, fit_trace, read_trace
@@ -31,6 +31,7 @@ from nightjar.loadtests.simulation.evidence.bars import StrictOption
 from tests.benchmarks.load.agreement import Round, bars, table
 from tests.benchmarks.load.commands import VLLM, Served, ours, read_ours, read_theirs, theirs, write_even_trace
 from tests.benchmarks.measuring.outcome import Outcome
+from tests.benchmarks.measuring.repeats import latin_rectangle
 from tests.benchmarks.measuring.run import BenchRun
 from tests.ports import free_port
 

@@ -1,13 +1,20 @@
 """How often something is measured: a count, and a clock so that a slow machine measures less and not longer.
 
-What is compared is measured in turns: a machine that slows down for minutes then slows all of it.
+What is compared is measured in turns: a machine that slows down for minutes then slows all of it; and in orders in which no arm
+always has the better place.
 """
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+from nightjar.loadtests.arms.arm import shuffled
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +64,25 @@ def in_turns(repeats: Mapping[int, Repeats], clock: Callable[[], float] = time.m
             spent_s[key] += clock() - began_s
         if due:
             yield number, None
+
+
+def latin_rectangle(arms: Sequence[T], rounds: int, rng: random.Random) -> list[list[T]]:
+    """Orders in which no arm stands twice at the same place while rounds are no more than arms.
+
+    So no arm has only easy texts or only long contexts. Shuffled by rows, columns and names.
+    """
+    size = len(arms)
+    names, columns = rng.sample(list(arms), size), rng.sample(range(size), size)
+    rows: list[int] = []
+    while len(rows) < rounds:
+        rows += rng.sample(range(size), size)
+    return [[names[(row + column) % size] for column in columns] for row in rows[:rounds]]
+
+
+def there_and_back(arms: Sequence[T], rounds: int, rng: random.Random) -> list[list[T]]:
+    """Shuffled, and each round once more in the opposite order: on average every arm stands in the same place.
+
+    >>> there_and_back(["auto"], 1, random.Random(0))
+    [['auto', 'auto']]
+    """
+    return [[*order, *reversed(order)] for order in shuffled(arms, rounds, rng)]

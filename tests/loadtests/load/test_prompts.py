@@ -12,7 +12,6 @@ from nightjar.loadtests.load.prompts import (
     PromptsError,
     Text,
     read_prompts,
-    read_prompts_by_category,
     read_texts,
     shuffled,
 )
@@ -45,13 +44,6 @@ def test_what_people_said_is_taken_from_openai_messages_and_sharegpt_conversatio
     assert read_texts(path) == (Text(1, "", ("One?", "Two?")), Text(2, "math", ("Three?",)))
     path.write_text('[{"id": "a", "conversations": [{"from": "human", "value": "Four?"}]},\n {"prompt": "Five?"}]')
     assert read_texts(path) == (Text(1, "", ("Four?",)), Text(2, "", ("Five?",)))
-
-
-def test_prompts_by_category_need_one_in_every_line(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text('{"category": "math", "prompt": "One?"}\n{"prompt": "Two?"}\n')
-    with pytest.raises(PromptsError, match=r"prompts\.jsonl:2: no 'category'"):
-        read_prompts_by_category(path)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from nightjar.loadtests.arms.arm import latin_rectangle
 from nightjar.loadtests.arms.statistics import Interval
 from nightjar.loadtests.simulation.evidence.bars import Bar, Direction
 from nightjar.loadtests.simulation.evidence.grid import Grid
@@ -40,7 +39,7 @@ from tests.benchmarks.engine.measured import (
 )
 from tests.benchmarks.engine.step_record import Step, core_share
 from tests.benchmarks.measuring.outcome import Lines, Outcome, Tell
-from tests.benchmarks.measuring.repeats import Repeats, in_turns
+from tests.benchmarks.measuring.repeats import Repeats, in_turns, latin_rectangle
 from tests.benchmarks.measuring.statistics import resampled, survival
 
 LEAST_MEASURED_STEPS: Final = 2

@@ -16,7 +16,7 @@ import numpy as np
 
 from nightjar.loadtests.arms.samples import StatusSample, all_work
 from nightjar.loadtests.arms.statistics import RESAMPLES, Interval, interval_of_resamples
-from nightjar.loadtests.load.prompts import PromptsError, read_prompts_by_category
+from nightjar.loadtests.load.prompts import PromptsError, read_texts
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from tests.benchmarks.live.answers import Answer, acceptance_seen
@@ -38,12 +38,16 @@ REPORTED_AFTER_S: Final = 1.5
 
 
 def short_prompts(path: Path) -> dict[str, list[str]]:
-    """Prompts by category, without those that are too long. Raises PromptsError."""
-    read = read_prompts_by_category(path)
-    found = {category: [prompt for prompt in prompts if len(prompt) <= MAX_PROMPT_CHARACTERS] for category, prompts in read.items()}
-    if not any(found.values()):
+    """First turns by what each line names as `category`, without those that are too long. Raises PromptsError."""
+    found: dict[str, list[str]] = {}
+    for text in read_texts(path):
+        if not text.category:
+            raise PromptsError(f"{path}:{text.line}: no 'category' is there; allowed is a text")
+        if len(text.turns[0]) <= MAX_PROMPT_CHARACTERS:
+            found.setdefault(text.category, []).append(text.turns[0])
+    if not found:
         raise PromptsError(f"prompts file {path} holds no prompt of at most {MAX_PROMPT_CHARACTERS} characters")
-    return {category: prompts for category, prompts in found.items() if prompts}
+    return found
 
 
 def measure_categories(player: Player, effort: Effort, categories: Mapping[str, Sequence[str]], seed: int, tell: Tell) -> Outcome:

@@ -19,7 +19,7 @@ from itertools import accumulate, pairwise
 from statistics import fmean
 from typing import Any, Final
 
-from nightjar.loadtests.arms.arm import shuffled, there_and_back
+from nightjar.loadtests.arms.arm import shuffled
 from nightjar.loadtests.arms.samples import StatusSample
 from nightjar.loadtests.arms.statistics import Pair, Speed, matched, paired_ratio
 from nightjar.loadtests.arms.stock_table import TableRows, tuned_table
@@ -32,6 +32,7 @@ from tests.benchmarks.live.crowd import Crowd, Deck
 from tests.benchmarks.live.effort import Effort
 from tests.benchmarks.live.playing import Player, Window, goodput_cell, goodput_title, question, window
 from tests.benchmarks.measuring.outcome import Lines, Outcome, Tell
+from tests.benchmarks.measuring.repeats import there_and_back
 
 PHASES: Final = ("quiet", "surge", "calm")
 SURGE: Final = PHASES.index("surge")

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from nightjar.loadtests.arms.arm import latin_rectangle
 from nightjar.loadtests.arms.statistics import RESAMPLED, Pair, Ratio, Speed, matched, paired_ratio
 from nightjar.loadtests.load.goodput import GoodputTarget
 from nightjar.loadtests.simulation.evidence.bars import Bar
@@ -24,6 +23,7 @@ from tests.benchmarks.live.crowd import Deck
 from tests.benchmarks.live.effort import MAX_TOKENS, Effort, SteadyLoad
 from tests.benchmarks.live.playing import Player, Window, goodput_cell, goodput_title, question
 from tests.benchmarks.measuring.outcome import Lines, Outcome, Tell
+from tests.benchmarks.measuring.repeats import latin_rectangle
 
 TURNS: Final = 4
 """Rounds are so many turns of all users apart in the list of questions."""
