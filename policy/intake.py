@@ -15,6 +15,7 @@ from nightjar.policy.evidence.catch_up import NewRestarts
 from nightjar.policy.evidence.contributions import NewEvidence
 from nightjar.policy.evidence.counting import CountedEngine, ImplausibleCountersError, NewSteps, count
 from nightjar.policy.evidence.gained import Spent, Under
+from nightjar.policy.evidence.waits import NO_WAITS
 from nightjar.policy.operator.canary.compare import Work
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.wire.batch_buckets import batch_bucket
@@ -129,10 +130,12 @@ def _heard(known: ReplicaState | None, report: LoadReport, group_id: str, now_s:
         load = load.model_copy(update={"decode_batch_size": batch})
     kept = {"counters": snapshot.counters.model_copy(update={"cells": ()}), "load": load}
     light = report.model_copy(update={"snapshot": snapshot.model_copy(update=kept)})
+    waits = known.waits if known is not None else NO_WAITS
+    waits = waits.after(load, report.group.max_num_seqs, now_s - known.heard_at_s if known is not None else 0.0)
     if known is None:
-        return ReplicaState(light, group_id, now_s, CountedEngine(engine_id), decode_batch_size_before=batch)
+        return ReplicaState(light, group_id, now_s, CountedEngine(engine_id), decode_batch_size_before=batch, waits=waits)
     before = known.report.snapshot.load.decode_batch_size
-    heard = replace(known, report=light, heard_at_s=now_s, decode_batch_size_before=before)
+    heard = replace(known, report=light, heard_at_s=now_s, decode_batch_size_before=before, waits=waits)
     if known.group_id != group_id:
         heard = replace(heard, group_id=group_id, new_evidence=NewEvidence(), new_restarts=NewRestarts())
     if known.counted.engine_id == engine_id and known.group_id == group_id:
@@ -199,6 +202,7 @@ def _counted(
             sum(one.steps for cell, one in new.cells.items() if cell.prefill),
             new.prefill_tokens,
             new.generated_tokens,
+            new.first_tokens,
             elapsed_s,
         ),
         new_restarts=replica.new_restarts.plus(new.restarts),

@@ -179,6 +179,16 @@ def _too_small(said: _Said) -> str:
     return f"off gives {said.against} tok/s predicted; {said.k} may give {said.gives}, a gain smaller than {enough}"
 
 
+def _least_time(said: _Said) -> str:
+    waits = f"{said['waiting']:.1f} wait, {said['prefilling']:.1f} in prefill, prompts {said['beside_prefill']:.0%} of the time"
+    return f"{said.k} saves most of the time of all requests ({waits})"
+
+
+def _beside(said: _Said, pure: str, mixed: str) -> str:
+    """The K beside prefill, where it is another."""
+    return f" and {said.length(mixed)} beside prefill" if said[pure] != said[mixed] else ""
+
+
 def _off_best(said: _Said) -> str:
     rival = f" against {said.gives} with {said.k}" if "tokens_per_s" in said else ""
     return f"off gives {said.against} tok/s predicted{rival}{said.basis('off_clean_steps')}"
@@ -258,6 +268,11 @@ _WORDS: Final[Mapping[str, _Words]] = {
     Code.FORBIDDEN: lambda said: (
         f"{said.k} would give more, but max_step_ms {said['max_step_ms']:g} forbids its steps of up to {said['most_ms']:.1f} ms"
     ),
+    Code.LEAST_TIME: _least_time,
+    Code.OTHER_OBJECTIVE: lambda said: (
+        f"objective {said.text} would run {said.k}{_beside(said, 'num_speculative_tokens', 'beside_prefill')}"
+    ),
+    Code.OBJECTIVE: lambda said: f"objective {said.text}{' of its application' if said['of_application'] else ''}",
     Code.COSTS_LESS: lambda said: f"beside prefill {said.k} costs less",
     Code.BY_THE_ODDS: lambda said: f"by the odds: only {said.length('only')} ever ran here",
     Code.OWN_EVIDENCE: "its own evidence",

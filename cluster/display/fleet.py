@@ -101,7 +101,7 @@ def policy_notes(policy: PolicyStatus) -> Iterator[Text]:
         yield Text(f"imported, waiting for a replica: {', '.join(policy.waiting_groups)}", style="cyan")
     if policy.unknown_applications:
         names = ", ".join(policy.unknown_applications)
-        yield Text(f"max_step_ms_per_application: no replica of {names} reports", style="yellow")
+        yield Text(f"settings per application: no replica of {names} reports", style="yellow")
 
 
 def steering_line(replicas: Iterable[ReplicaStatus]) -> Text:

@@ -109,7 +109,7 @@ def status_of(
             seed_problem=seed_problem,
             seed_notice=seed_notice,
             waiting_groups=tuple(fleet.waiting),
-            unknown_applications=tuple(name for name in settings.max_step_ms_per_application if name not in reporting),
+            unknown_applications=tuple(name for name in settings.named_applications if name not in reporting),
             freeze=freeze.status(now_s) if (freeze := fleet.freeze) is not None else None,
             canary=canary.status(now_s) if (canary := fleet.canary) is not None else None,
             past_canaries=fleet.past_canaries,

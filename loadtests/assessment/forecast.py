@@ -19,7 +19,6 @@ from nightjar.loadtests.assessment.scrapes import Floats
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.step_cost import AT_ZERO, step_cost
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
-from nightjar.policy.evidence.mixed_steps import mixed_costs
 from nightjar.policy.evidence.step_time import predict_step_times
 from nightjar.policy.planners.base import GroupView, present_arms, present_mixed_arms
 from nightjar.policy.planners.estimates import Estimate, replan_alone
@@ -266,7 +265,7 @@ def _costs(price: Priced, replicas: int) -> _Costs:
     times = predict_step_times(evidence.cells, view.arms, view.buckets, profile.limits.max_num_seqs, view.now_s)
     tokens = times.rows[:, None] * estimate.goodput_model.tokens_per_row[None, :]
     pure = np.exp(times.log_seconds) / tokens
-    beside = mixed_costs(evidence, times, view.arms, drafter_sleeps=view.drafter_sleeps)
+    beside = estimate.goodput_model.mixed_costs
     arms = len(view.arms)
     seconds = np.repeat(pure[:, :, None], arms, axis=2) if beside is None else pure[:, :, None] + beside
     running = view.with_plan(estimate.plan)

@@ -142,20 +142,24 @@ def _with_limits(
     now_s: float,
     tried: Mapping[str, ModeOverride],
 ) -> dict[str, ReplicaState]:
-    """The replicas with the limit of a step that each has and not all of the group: an application's, by hand, or a canary's.
+    """The replicas with the limit of a step that each has and not all of the group (an application's, by hand, or a canary's), and
+    with its application's objective where the group has another.
 
-    It does not loosen the fleet's `max_step_ms`, which the group's plan keeps already. None has a replica whose mode plans nothing,
-    that cannot be steered, or whose planner does not learn.
+    A limit does not loosen the fleet's `max_step_ms`, which the group's plan keeps already. Neither has a replica whose mode plans
+    nothing, that cannot be steered, or whose planner does not learn.
     """
     by_hand = any(override.max_step_ms is not None for override in (*overrides, *tried.values()))
-    there_are = settings.planner in LEARNING_PLANNERS and (by_hand or bool(settings.max_step_ms_per_application))
+    there_are = settings.planner in LEARNING_PLANNERS and (by_hand or bool(settings.named_applications))
     limited = {}
     for replica_id, replica in replicas.items():
-        limit = None
+        limit, objective = None, None
         if there_are and replica.can_be_steered and modes[replica_id][0].kind in {"auto", "shadow"}:
-            said = (tried[replica_id], *overrides) if replica_id in tried else overrides
-            limit = limit_of(replica_id, replica.report.application, settings, said, now_s)
-        limited[replica_id] = replica if limit == replica.limit else replace(replica, limit=limit)
+            said, application = (tried[replica_id], *overrides) if replica_id in tried else overrides, replica.report.application
+            limit = limit_of(replica_id, application, settings, said, now_s)
+            wanted = settings.objective_per_application.get(application)
+            objective = wanted if wanted != settings.objective else None
+        is_same = (limit, objective) == (replica.limit, replica.objective)
+        limited[replica_id] = replica if is_same else replace(replica, limit=limit, objective=objective)
     return limited
 
 

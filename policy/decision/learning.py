@@ -18,12 +18,22 @@ from nightjar.policy.evidence.contributions import Contributions, NewEvidence
 from nightjar.policy.evidence.mixed_steps import per_token
 from nightjar.policy.evidence.pooling import Slopes, pooled, with_effects, without
 from nightjar.policy.evidence.robust import LEAST_REPLICAS
+from nightjar.policy.evidence.waits import waits_of_group
 from nightjar.policy.exploration import Allowance, Exploration, Explorer, deal
 from nightjar.policy.planners import LEARNING_PLANNERS, PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView
-from nightjar.policy.planners.estimates import Estimate, cold_start, needs_replan, own_evidence, refreshed, replan, replan_alone
+from nightjar.policy.planners.estimates import (
+    Estimate,
+    cold_start,
+    for_objective,
+    needs_replan,
+    own_evidence,
+    refreshed,
+    replan,
+    replan_alone,
+)
 from nightjar.policy.restarts.leases import switch_costs
-from nightjar.policy.state import GroupState, PlanVariant, ReplicaState
+from nightjar.policy.state import Apart, GroupState, PlanVariant, ReplicaState
 from nightjar.policy.step.drafter import MAX_CHUNK_TOKENS
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.operator import OperatorSettings
@@ -59,7 +69,7 @@ def learn(
     if held is None and not learns:
         changed.update(_without_own({**members, **changed}))
         plan = PLANNERS[settings.planner](_with_switch_costs(group, view))
-        return group_with(plan=plan, exploration=Exploration(), estimate=None, within={}), changed, 0
+        return group_with(plan=plan, exploration=Exploration(), estimate=None, apart={}), changed, 0
     estimate, replans = group.estimate, 0
     is_cold = estimate is None or estimate.at_s == -math.inf
     if learns and most_replans > 0 and (is_cold if held is not None else needs_replan(estimate, view)):
@@ -76,13 +86,10 @@ def learn(
         if estimate is not None and (estimate.plan != held or estimate.wanted):
             estimate = replace(estimate, plan=held, wanted={})
         plan, exploration = held, replace(group.exploration, segments=())
-        views = {name: view for name, replica in present.items() if replica.own is not None}
+        views = {name: view.with_objective(replica.objective) for name, replica in present.items() if replica.own is not None}
     own |= _own_within(views, {**present, **own})
-    within = {}
-    if estimate is not None:
-        limits = {replica.limit.max_step_ms for replica in members.values() if replica.limit is not None}
-        within = {limit_ms: refreshed(view, estimate, limit_ms, group.within.get(limit_ms)) for limit_ms in sorted(limits)}
-    after = group_with(plan=plan, exploration=exploration, estimate=estimate, within=within)
+    apart = _apart(view, estimate, group.apart, members, is_held=held is not None) if estimate is not None else {}
+    after = group_with(plan=plan, exploration=exploration, estimate=estimate, apart=apart)
     return after, {**changed, **own}, replans + own_replans
 
 
@@ -117,8 +124,10 @@ def _looked(
     """The group with what its members reported since the last tick, what is known of it now, and members without that news."""
     before = group.evidence if group.decided_at_s is not None else _heard_at(group.evidence, now_s)
     group, evidence = _learned(group, before, members, settings.evidence_half_life_steps, now_s)
-    mixed_steps, prefill_tokens = per_token(replica.mixed_share for replica in members.values())
-    evidence = replace(evidence, mixed_steps_per_token=mixed_steps, prefill_tokens_per_token=prefill_tokens)
+    mixed_steps, prefill_tokens, answers = per_token(replica.mixed_share for replica in members.values())
+    evidence = replace(
+        evidence, mixed_steps_per_token=mixed_steps, prefill_tokens_per_token=prefill_tokens, answers_per_token=answers
+    )
     changed = {
         replica_id: replace(replica, new_evidence=NewEvidence())
         for replica_id, replica in members.items()
@@ -126,7 +135,8 @@ def _looked(
     }
     resting = group.imported.resting if now_s < group.imported.rests_until_s else ()
     sleeps = any(replica.report.snapshot.drafter_state is not DrafterState.IN_SYNC for replica in members.values())
-    view = GroupView(group.key, settings, evidence, group.plan, now_s, group.imported.cells, len(members), resting, sleeps)
+    waits = waits_of_group(replica.waits for replica in members.values())
+    view = GroupView(group.key, settings, evidence, group.plan, now_s, group.imported.cells, len(members), resting, sleeps, waits)
     return group, view, changed
 
 
@@ -225,7 +235,7 @@ def _own_estimates(
             if replica.own is not None:
                 changed[replica_id] = replace(replica, own=None, own_within=None)
             continue
-        mine = view.with_evidence(evidence)
+        mine = view.with_evidence(evidence).with_objective(replica.objective)
         if replica.own is not None:
             mine = mine.with_plan(replica.own.plan)
         views[replica_id] = mine
@@ -235,6 +245,28 @@ def _own_estimates(
     for _, replica_id, mine in due:
         changed[replica_id] = replace(members[replica_id], own=replan_alone(mine))
     return changed, views, len(due)
+
+
+def _apart(
+    view: GroupView, estimate: Estimate, before: Mapping[Apart, Estimate], members: Mapping[str, ReplicaState], *, is_held: bool
+) -> dict[Apart, Estimate]:
+    """What replicas run that do not share all of their group's plan: for an objective of their own, and within their own limit.
+
+    Where the plan `is_held` those for an objective are as they were, and who has none runs the group's.
+    """
+    made: dict[Apart, Estimate] = {}
+    for objective in sorted({replica.objective for replica in members.values() if replica.objective is not None}):
+        last = before.get(Apart(objective))
+        if last is not None and is_held:
+            made[Apart(objective)] = last
+        elif not is_held:
+            made[Apart(objective)] = for_objective(view, estimate, objective, last)
+    limits = {(replica.objective or "", replica.limit.max_step_ms) for replica in members.values() if replica.limit is not None}
+    for objective_or_none, limit_ms in sorted(limits):
+        key = Apart(objective_or_none or None, limit_ms)
+        without = made.get(Apart(key.objective), estimate)
+        made[key] = refreshed(view.with_objective(key.objective), without, limit_ms, before.get(key))
+    return made
 
 
 def _own_within(views: Mapping[str, GroupView], members: Mapping[str, ReplicaState]) -> dict[str, ReplicaState]:

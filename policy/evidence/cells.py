@@ -137,8 +137,8 @@ def _numbers(table: Table) -> Floats:
 class Evidence:
     """Everything a group knows: of cells without prefill, `cells`, and of those with, `mixed_cells`. Neither is changed in place.
 
-    `mixed_steps_per_token` and `prefill_tokens_per_token`: steps with prefill beside decode rows, and prompt tokens, that come with
-    each generated token, as replicas report of late.
+    `mixed_steps_per_token`, `prefill_tokens_per_token` and `answers_per_token`: what comes with each generated token, as replicas
+    report of late: steps with prefill beside decode rows, prompt tokens, and answers.
     """
 
     cells: Mapping[Cell, CellEvidence] = field(default_factory=dict)
@@ -146,6 +146,7 @@ class Evidence:
     mixed_cells: Mapping[Cell, CellEvidence] = field(default_factory=dict)
     mixed_steps_per_token: float = 0.0
     prefill_tokens_per_token: float = 0.0
+    answers_per_token: float = 0.0
 
     def of(self, cell: Cell) -> CellEvidence | None:
         """What is known of a cell of either kind."""

@@ -84,6 +84,7 @@ class CountedEngine:
     failed_probes: int = 0
     busy_seconds: float = 0.0
     decode_rows: int = 0
+    first_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class NewSteps:
     all_steps: int
     busy_seconds: float
     decode_rows: int
+    first_tokens: int
 
 
 def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: GroupKey) -> tuple[NewSteps, CountedEngine]:
@@ -133,6 +135,7 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
     generated_tokens = sum(total.generated_tokens for total in counters.totals)
     prefill_tokens = sum(total.prefill_tokens for total in counters.totals)
     decode_rows = sum(total.decode_rows for total in counters.totals)
+    first_tokens = sum(total.first_tokens for total in counters.totals)
     new = NewSteps(
         new_cells,
         acceptance,
@@ -142,6 +145,7 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
         max(counters.step_count - baseline.step_count, 0),
         min(max(counters.busy_seconds - baseline.busy_seconds, 0.0), _allowed_s(elapsed_s)),
         max(decode_rows - baseline.decode_rows, 0),
+        max(first_tokens - baseline.first_tokens, 0),
     )
     return new, CountedEngine(
         counters.engine_id,
@@ -154,6 +158,7 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
         counters.failed_probes,
         counters.busy_seconds,
         decode_rows,
+        first_tokens,
     )
 
 

@@ -73,6 +73,10 @@ class GoodputModel:
     evidence: Evidence | None = None
     at_s: float = 0.0
     """What it was made of, and when: for what people are told of it."""
+    seconds: Floats | None = None
+    """(buckets, arms): of a pure decode step; None where nobody told."""
+    mixed_seconds: Floats | None = None
+    """The same of a step with the usual prefill; None before there was any."""
 
     @cached_property
     def allowed(self) -> npt.NDArray[np.bool_]:
@@ -162,8 +166,9 @@ def goodput_model(
     mixed_costs: Floats | None,
     now_s: float,
     limit: StepLimit | None = None,
+    mixed_s: Floats | None = None,
 ) -> GoodputModel:
-    """The table for `arms`, whose step times were predicted as `times` from `evidence`.
+    """The table for `arms`, whose step times were predicted as `times` from `evidence`, and `mixed_s` those with prefill.
 
     Each token takes longer by what its K costs in steps with prefill (`mixed_costs`, of mixed_steps).
     """
@@ -184,6 +189,8 @@ def goodput_model(
         mixed_costs,
         evidence,
         now_s,
+        np.exp(times.log_seconds),
+        mixed_s,
     )
 
 

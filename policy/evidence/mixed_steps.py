@@ -34,52 +34,63 @@ _RIDGE: Final = np.array([0.05, 0.01, 0.02, 0.05])
 
 class MixedShare(NamedTuple):
     """How much of one replica's work comes with prefill: decayed sums of its steps with prefill beside decode rows, of the prompt
-    tokens of all its steps, and of its generated tokens."""
+    tokens of all its steps, of its generated tokens, and of the answers that these began."""
 
     steps: float = 0.0
     prefill_tokens: float = 0.0
     tokens: float = 0.0
+    answers: float = 0.0
 
-    def after(self, steps: float, prefill_tokens: float, tokens: float, elapsed_s: float) -> MixedShare:
+    def after(self, steps: float, prefill_tokens: float, tokens: float, answers: float, elapsed_s: float) -> MixedShare:
         """The sums `elapsed_s` later (infinite for an engine's first report, which forgets the ones before it).
 
-        >>> MixedShare(80.0, 8000.0, 4000.0).after(2.0, 100.0, 300.0, SHARE_HALF_LIFE_S)
-        MixedShare(steps=42.0, prefill_tokens=4100.0, tokens=2300.0)
-        >>> MixedShare(30.0, 3000.0, 4000.0).after(2.0, 100.0, 300.0, SHARE_HALF_LIFE_S)
-        MixedShare(steps=32.0, prefill_tokens=3100.0, tokens=4300.0)
+        >>> MixedShare(80.0, 8000.0, 4000.0, 100.0).after(2.0, 100.0, 300.0, 3.0, SHARE_HALF_LIFE_S)
+        MixedShare(steps=42.0, prefill_tokens=4100.0, tokens=2300.0, answers=53.0)
+        >>> MixedShare(30.0, 3000.0, 4000.0, 100.0).after(2.0, 100.0, 300.0, 3.0, SHARE_HALF_LIFE_S)
+        MixedShare(steps=32.0, prefill_tokens=3100.0, tokens=4300.0, answers=103.0)
         """
         left = 0.5 ** (elapsed_s / SHARE_HALF_LIFE_S)
         if math.isfinite(elapsed_s) and self.steps:
             left = max(left, min(1.0, SHARE_LEAST_STEPS / self.steps))
-        return MixedShare(self.steps * left + steps, self.prefill_tokens * left + prefill_tokens, self.tokens * left + tokens)
+        return MixedShare(
+            self.steps * left + steps,
+            self.prefill_tokens * left + prefill_tokens,
+            self.tokens * left + tokens,
+            self.answers * left + answers,
+        )
 
 
-def per_token(shares: Iterable[MixedShare]) -> tuple[float, float]:
-    """Steps with prefill beside decode rows, and prompt tokens of all steps, for each generated token: the median replica's of
-    either, so that no liar moves it (INV-10); 0 without any."""
+def per_token(shares: Iterable[MixedShare]) -> tuple[float, float, float]:
+    """Steps with prefill beside decode rows, prompt tokens of all steps, and answers, for each generated token: of each the median
+    replica's, so that no liar moves it (INV-10); 0 without any."""
     told = [share for share in shares if share.tokens > 0.0]
     if not told:
-        return 0.0, 0.0
-    return median(share.steps / share.tokens for share in told), median(share.prefill_tokens / share.tokens for share in told)
+        return 0.0, 0.0, 0.0
+    return (
+        median(share.steps / share.tokens for share in told),
+        median(share.prefill_tokens / share.tokens for share in told),
+        median(share.answers / share.tokens for share in told),
+    )
 
 
-def mixed_costs(evidence: Evidence, times: StepTimes, arms: Sequence[int], *, drafter_sleeps: bool) -> Floats | None:
+def mixed_costs(
+    evidence: Evidence, times: StepTimes, arms: Sequence[int], mixed_s: Floats | None, *, drafter_sleeps: bool
+) -> Floats | None:
     """(buckets, arms, arms): seconds per generated token that K in steps with prefill (last axis) costs beside a K of pure decode
-    steps (the axis before); infinite for pairs that may not be. None while nobody knows.
+    steps (the axis before); infinite for pairs that may not be. None while nobody knows. `mixed_s` is what `mixed_seconds` answers.
 
     A step with prefill takes its time, and the tokens that its rows generate need no pure decode step any more, as far as there are
     any. There are as many such steps as the prompts fill: a prompt that finds the engine idle runs in a step of its own, and the
     drafter reads it there. A drafter that sleeps at K = 0 would wake at every change from one kind of step to the other, so there
     both K are 0 or neither is; and off is off in all steps.
     """
-    mixed = mixed_seconds(evidence, times, arms)
-    if mixed is None or evidence.prefill_tokens_per_token <= 0.0:
+    if mixed_s is None or evidence.prefill_tokens_per_token <= 0.0:
         return None
     steps_per_token = evidence.prefill_tokens_per_token / _usual_prefill(evidence)
     tokens = times.rows[:, None] * np.array([evidence.tokens_per_row(arm) for arm in arms])[None, :]
     pure_s_per_token = np.exp(times.log_seconds) / tokens
     saved_s = pure_s_per_token[:, :, None] * np.minimum(tokens, 1.0 / steps_per_token)[:, None, :]
-    costs: Floats = steps_per_token * (mixed[:, None, :] - saved_s)
+    costs: Floats = steps_per_token * (mixed_s[:, None, :] - saved_s)
     costs[:, 0, 1:] = np.inf
     if drafter_sleeps:
         costs[:, 1:, 0] = np.inf

@@ -7,18 +7,19 @@ dwell and the kill switch act around it in the engine's step loop, so every plan
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from nightjar.policy.evidence.cells import Cell, Evidence
 from nightjar.policy.evidence.goodput import GoodputModel, goodput_model, step_limit
-from nightjar.policy.evidence.mixed_steps import long_prefill, mixed_costs
+from nightjar.policy.evidence.mixed_steps import long_prefill, mixed_costs, mixed_seconds
 from nightjar.policy.evidence.step_time import predict_step_times, step_noise
+from nightjar.policy.evidence.waits import NO_WAITS, Waits
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range, buckets_up_to
 from nightjar.policy.wire.cause import Causes, Code, in_batches
-from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.operator import Objective, OperatorSettings
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import Local, TableRow, length_at
 from nightjar.policy.wire.switch_cost import SwitchCostRow
@@ -30,7 +31,8 @@ class GroupPlan:
     whole, in the place of its rows.
 
     `mixed_rows` is K where drafts are expected to be verified beside prefill; empty where that is no other K. With `local` every
-    engine plans for itself instead, and there are no rows.
+    engine plans for itself instead, and there are no rows. `gain_over_off` is by bucket the share of the time of all requests that
+    the plan saves over off; empty where the predicted tokens a second say what it is worth.
     """
 
     rows: tuple[TableRow, ...]
@@ -38,6 +40,7 @@ class GroupPlan:
     reasons: tuple[Causes, ...] = ()
     local: Local | None = None
     mixed_rows: tuple[TableRow, ...] = ()
+    gain_over_off: tuple[float, ...] = field(default=(), compare=False)
 
     def num_speculative_tokens(self, decode_batch_size: int) -> int:
         """K at a decode batch size, as in a `Table` of these rows."""
@@ -63,8 +66,9 @@ class GroupView:
     """What is known of a group at `now_s`: its key, the operator's settings, its evidence and the plan it runs now.
 
     `imported` are the cells of the evidence that nobody measured here, `replicas` how many are live. `resting` are cells that are
-    not to be measured now. `drafter_sleeps`: a drafter that does not run at K = 0 and must catch up when it comes back.
-    `switch_costs` is what restarts of the group cost, for planners of engines' own; empty before the first.
+    not to be measured now. `drafter_sleeps`: a drafter that does not run at K = 0 and must catch up when it comes back. `waits`:
+    who waited of late beside the rows. `switch_costs` is what restarts of the group cost, for planners of engines' own; empty
+    before the first.
     """
 
     key: GroupKey
@@ -76,6 +80,7 @@ class GroupView:
     replicas: int = 1
     resting: tuple[Cell, ...] = ()
     drafter_sleeps: bool = True
+    waits: Waits = NO_WAITS
     switch_costs: tuple[SwitchCostRow, ...] = ()
 
     @property
@@ -86,6 +91,10 @@ class GroupView:
     def with_plan(self, plan: GroupPlan | None) -> GroupView:
         """The same view where `plan` runs."""
         return replace(self, present=plan)
+
+    def with_objective(self, objective: Objective | None) -> GroupView:
+        """The same view with another objective; None: with its own."""
+        return replace(self, settings=self.settings.with_objective(objective))
 
     def with_evidence(self, evidence: Evidence) -> GroupView:
         """The same view with other evidence."""
@@ -103,13 +112,14 @@ class GroupView:
     def goodput_model(self) -> GoodputModel:
         """Expected goodput of every arm in every bucket; half a millisecond, so ask once."""
         times = predict_step_times(self.evidence.cells, self.arms, self.buckets, self.key.max_num_seqs, self.now_s)
-        costs = mixed_costs(self.evidence, times, self.arms, drafter_sleeps=self.drafter_sleeps)
+        mixed_s = mixed_seconds(self.evidence, times, self.arms)
+        costs = mixed_costs(self.evidence, times, self.arms, mixed_s, drafter_sleeps=self.drafter_sleeps)
         limit_ms = self.settings.max_step_ms
         limit = None
         if limit_ms is not None:
             prefill_s = long_prefill(self.evidence, times, self.arms, limit_ms / 1e3)
             limit = step_limit(times, limit_ms / 1e3, step_noise(self.evidence.cells), prefill_s)
-        return goodput_model(self.arms, times, self.evidence, costs, self.now_s, limit)
+        return goodput_model(self.arms, times, self.evidence, costs, self.now_s, limit, mixed_s)
 
 
 def present_arms(view: GroupView) -> npt.NDArray[np.int64]:
@@ -187,8 +197,16 @@ def rows_of(lengths: Sequence[int], max_num_seqs: int) -> tuple[TableRow, ...]:
 
 
 def plan_of(
-    view: GroupView, arms: npt.NDArray[np.int64], mixed_arms: npt.NDArray[np.int64], reasons: tuple[Causes, ...]
+    view: GroupView,
+    arms: npt.NDArray[np.int64],
+    mixed_arms: npt.NDArray[np.int64],
+    reasons: tuple[Causes, ...],
+    gain: npt.NDArray[np.float64] | None = None,
 ) -> GroupPlan:
-    """The plan that runs these arms (indices, by bucket): in pure decode steps, and where drafts are verified beside prefill."""
+    """The plan that runs these arms (indices, by bucket): in pure decode steps, and where drafts are verified beside prefill.
+
+    `gain` is its `gain_over_off`.
+    """
     rows, mixed_rows = (rows_of([view.arms[arm] for arm in indices], view.key.max_num_seqs) for indices in (arms, mixed_arms))
-    return GroupPlan(rows, reasons=reasons, mixed_rows=mixed_rows if mixed_rows != rows else ())
+    gain_over_off = tuple(gain.tolist()) if gain is not None else ()
+    return GroupPlan(rows, reasons=reasons, mixed_rows=mixed_rows if mixed_rows != rows else (), gain_over_off=gain_over_off)

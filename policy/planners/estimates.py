@@ -25,7 +25,7 @@ from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView, plan_of, present_arms, present_mixed_arms, rows_of
 from nightjar.policy.planners.calibration import Measurement
-from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.operator import Objective, OperatorSettings
 from nightjar.policy.wire.report import GroupKey
 
 REFRESH_S: Final = 5.0
@@ -129,6 +129,17 @@ def own_evidence(view: GroupView, own: AcceptanceEvidence, *, has_own: bool) -> 
     return replace(view.evidence, acceptance=own.shrunk_to(known))
 
 
+def for_objective(view: GroupView, estimate: Estimate, objective: Objective, last: Estimate | None) -> Estimate:
+    """The estimate with the plan for another objective, by the same model. `last` is what it was before, and stays where that was
+    made of the very same estimate."""
+    view = view.with_objective(objective)
+    if last is not None and (last.at_s, last.settings) == (estimate.at_s, view.settings):
+        return last
+    running = view.with_plan(last.plan if last is not None else estimate.plan)
+    plan = LEARNING_PLANNERS[view.settings.planner].plan(running, estimate.goodput_model)
+    return replace(estimate, settings=view.settings, plan=plan, wanted={})
+
+
 def refreshed(view: GroupView, estimate: Estimate, max_step_ms: float, last: Estimate | None) -> Estimate:
     """The estimate within a limit: `last`, what it was before, where that was made of the very same estimate."""
     is_same = last is not None and last.at_s == estimate.at_s and last.settings == estimate.settings
@@ -169,4 +180,7 @@ def within(view: GroupView, estimate: Estimate, max_step_ms: float, last: GroupP
     planned_reasons = estimate.plan.reasons or (estimate.plan.summary,) * len(keeps)  # a plan held by a freeze has no others
     pairs = zip(keeps, planned_reasons, chosen.reasons, strict=True)
     reasons = tuple(own if is_kept else limited for is_kept, own, limited in pairs)
-    return replace(estimate, plan=plan_of(view, arms, mixed_arms, reasons), goodput_model=model)
+    gain = None
+    if estimate.plan.gain_over_off and chosen.gain_over_off:
+        gain = np.where(keeps, estimate.plan.gain_over_off, chosen.gain_over_off)
+    return replace(estimate, plan=plan_of(view, arms, mixed_arms, reasons, gain), goodput_model=model)

@@ -1,7 +1,8 @@
 """The planner `fleet`: in each batch bucket the K with the highest predicted goodput, from what all replicas measured.
 
-Predicted goodput is rows * E(k) / step time (arXiv 2406.14066), also where a cell was never measured: there the step-time
-model answers, with the doubt that it deserves. The present K gives way only to one that is better by the margin and beyond
+Where requests wait or prompts are computed beside decode rows, the objective `latency` chooses by latency.py instead. Predicted
+goodput is rows * E(k) / step time (arXiv 2406.14066), also where a cell was never measured: there the step-time model answers,
+with the doubt that it deserves. The present K gives way only to one that is better by the margin and beyond
 doubt. Fails towards off: what is not known beyond doubt to beat off does not run, and nothing predicted below off stays.
 One exception, for seconds: engines draft by their own settings before the first plan, and to stop them only to learn that
 they were right costs every one of them a restart. Until off itself was measured, an arm may run that has the odds on its side, and
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from nightjar.policy.evidence.cells import Cell
 from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.planners.base import GroupPlan, GroupView, only_length, plan_of, present_arms, present_mixed_arms
+from nightjar.policy.planners.latency import ArmPair, choose_for_latency
 from nightjar.policy.wire.batch_buckets import bucket_range
 from nightjar.policy.wire.cause import Cause, Causes, Code, because, in_batches
 
@@ -38,22 +40,37 @@ COLD_DEVIATIONS: Final = 0.5
 
 def fleet_plan(view: GroupView, model: GoodputModel) -> GroupPlan:
     """K by batch bucket, and a reason for each. `model` is `view.goodput_model()`, which the caller keeps."""
-    if all(cell.num_speculative_tokens for cell in view.evidence.cells):
-        chosen = choose_cold(model, present_arms(view), view)
-    else:
-        chosen = choose(model, present_arms(view), view.settings.switch_margin)
+    is_cold = all(cell.num_speculative_tokens for cell in view.evidence.cells)
+    present = ArmPair(present_arms(view), present_mixed_arms(view))
+    margin = view.settings.switch_margin
+    chosen = choose_cold(model, present.pure, view) if is_cold else choose(model, present.pure, margin)
+    most_tokens = ArmPair(chosen, choose_mixed(model, chosen, present.pure, present.mixed))
+    least_time = most_tokens
+    if not is_cold:
+        sleeps = view.drafter_sleeps
+        least_time = choose_for_latency(model, view.evidence, view.waits, present, drafter_sleeps=sleeps) or most_tokens
+    return _planned(view, model, most_tokens, least_time)
+
+
+def _planned(view: GroupView, model: GoodputModel, most_tokens: ArmPair, least_time: ArmPair) -> GroupPlan:
+    """The plan of the objective's arms; where those of the other objective are others, the reasons name these as well."""
     best = np.argmax(np.where(model.allowed, model.log_goodput, -np.inf), axis=1)
-    mixed = choose_mixed(model, chosen, present_arms(view), present_mixed_arms(view))
+    is_latency = view.settings.objective == "latency"
+    runs, other = (least_time, most_tokens) if is_latency else (most_tokens, least_time)
+    differ = (runs.pure != other.pure) | (runs.mixed != other.mixed)
     reasons = tuple(
         (
             in_batches(Code.AT_BATCH, *bucket_range(bucket, view.key.max_num_seqs)),
-            _reason(view, model, bucket, int(chosen[bucket]), int(best[bucket])),
+            _least_time(view, model.arms[runs.pure[bucket]])
+            if differ[bucket] and is_latency
+            else _reason(view, model, bucket, int(runs.pure[bucket]), int(best[bucket])),
             *_limit(model, bucket),
-            *_mixed(model, int(chosen[bucket]), int(mixed[bucket])),
+            *_mixed(model, int(runs.pure[bucket]), int(runs.mixed[bucket])),
+            *(_other(view, model, int(other.pure[bucket]), int(other.mixed[bucket])) if differ[bucket] else ()),
         )
         for bucket in view.buckets
     )
-    return plan_of(view, chosen, mixed, reasons)
+    return plan_of(view, runs.pure, runs.mixed, reasons, runs.gain)
 
 
 def choose(model: GoodputModel, present: npt.NDArray[np.int64], switch_margin: float) -> npt.NDArray[np.int64]:
@@ -140,6 +157,19 @@ def _reason(view: GroupView, model: GoodputModel, bucket: int, chosen: int, best
         return because(Code.TOO_SMALL, **off, **enough, **_goodput(view, model, bucket, model.arms[best]))
     rival = max(model.arms[1:], key=lambda arm: model.goodput_tokens_per_s(bucket, arm), default=0)
     return because(Code.OFF_BEST, **off, **(_goodput(view, model, bucket, rival) if rival else {}))
+
+
+def _least_time(view: GroupView, length: int) -> Cause:
+    """Why what users wait for decided."""
+    waits = view.waits
+    numbers = {"waiting": waits.mean_waiting, "prefilling": waits.mean_prefilling, "beside_prefill": waits.share_beside_prefill}
+    return because(Code.LEAST_TIME, num_speculative_tokens=length, **numbers)
+
+
+def _other(view: GroupView, model: GoodputModel, pure: int, mixed: int) -> Causes:
+    """What the other objective would run."""
+    text = "throughput" if view.settings.objective == "latency" else "latency"
+    return (because(Code.OTHER_OBJECTIVE, text, num_speculative_tokens=model.arms[pure], beside_prefill=model.arms[mixed]),)
 
 
 def _goodput(view: GroupView, model: GoodputModel, bucket: int, length: int) -> dict[str, float | None]:

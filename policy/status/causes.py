@@ -245,7 +245,7 @@ def _limit(facts: Facts) -> Iterator[Statement]:
     if not group.limit_decides(replica):
         yield _states("step limit", replica.limit.cause(Code.LIMIT))
         return
-    plan, without = group.plan_of(replica), replica.own.plan if replica.own is not None else group.plan
+    plan, without = group.plan_of(replica), group.plan_without_limit(replica)
     runs, else_runs = (planned(one, batch) or 0 for one in (plan, without))
     allows = replica.limit.cause(Code.ALLOWS, num_speculative_tokens=runs, without_limit=else_runs)
     yield _states("step limit", allows, *(plan.causes(batch) if plan is not None else ()), decides=True)

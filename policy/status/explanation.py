@@ -14,6 +14,7 @@ import numpy as np
 
 from nightjar.policy.evidence.cells import Cell
 from nightjar.policy.operator.overrides import ModeOverride, effective_mode
+from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.base import told_arms
 from nightjar.policy.planners.estimates import ToldGain
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
@@ -61,6 +62,7 @@ def explain(
     answer = next(statement for statement in found if statement.decides)
     estimate = group.variant(replica).estimate
     first, last = bucket_range(bucket, report.group.max_num_seqs)
+    planner = group.planner or settings.planner
     return Explanation(
         replica_id=replica_id,
         application=report.application,
@@ -71,7 +73,8 @@ def explain(
         summary=f"{_runs(replica)}: {answer.words}",
         decided_by=answer.who,
         mode=report.local_mode or mode,
-        planner=group.planner or settings.planner,
+        planner=planner,
+        objective=(replica.objective or settings.objective) if planner in LEARNING_PLANNERS else "",
         decode_batch_size=batch,
         first_batch_size=first,
         last_batch_size=last,

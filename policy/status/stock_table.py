@@ -272,7 +272,7 @@ class _Costs:
     def of(cls, view: GroupView, model: GoodputModel, *, taxes_off: bool) -> _Costs:
         evidence, most = view.evidence, view.key.max_num_seqs
         times = predict_step_times(evidence.cells, model.arms, view.buckets, most, view.now_s)
-        known = mixed_costs(evidence, times, model.arms, drafter_sleeps=False)
+        known = mixed_costs(evidence, times, model.arms, model.mixed_seconds, drafter_sleeps=False)
         shape = (*times.log_seconds.shape, len(model.arms))
         beside = np.zeros(shape) if known is None else np.maximum(known - known[:, :1, :1], 0.0)
         tax = np.zeros(shape[0])

@@ -45,6 +45,8 @@ class StepCount(NamedTuple):
     """Draft tokens that the step recomputed besides; such a step is not clean."""
     undrafted_tokens: int = 0
     """What `reached` counts for rows that had no drafts: a drafter may skip rows, and the step is still one at this K."""
+    first_tokens: int = 0
+    """Of `generated_tokens`, those of prompts that it computed to their end: each begins an answer."""
 
 
 class _Timed:
@@ -67,6 +69,7 @@ class _Totals(_Timed):
     decode_rows: int = 0
     prefill_tokens: int = 0
     generated_tokens: int = 0
+    first_tokens: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
 
@@ -140,6 +143,7 @@ class StepCounters:
         totals.decode_rows += step.decode_rows
         totals.prefill_tokens += step.prefill_tokens
         totals.generated_tokens += step.generated_tokens
+        totals.first_tokens += step.first_tokens
         totals.draft_tokens += sum(step.reached) - step.undrafted_tokens
         totals.accepted_tokens += sum(step.accepted)
         if step.clean:

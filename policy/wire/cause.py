@@ -88,6 +88,9 @@ class Code(StrEnum):
     TOO_SMALL = "too_small"  # the same, and (doubt) or (margin)
     OFF_BEST = "off_best"  # the same, without (k, tokens_per_s) where no other K may run
     FORBIDDEN = "forbidden"  # (k, max_step_ms, most_ms)
+    LEAST_TIME = "least_time"  # (k, waiting, prefilling, beside_prefill), requests and a share of the time
+    OTHER_OBJECTIVE = "other_objective"  # (k, beside_prefill), text: its name
+    OBJECTIVE = "objective"  # (of_application), text: its name
     COSTS_LESS = "costs_less"  # (k): beside prefill
     BY_THE_ODDS = "by_the_odds"  # (only)
     OWN_EVIDENCE = "own_evidence"

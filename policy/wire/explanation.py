@@ -45,6 +45,7 @@ class ArmExplanation(Record):
 
 class Explanation(Record):
     """One replica as of `at_s`, seconds since the epoch. `summary` is the answer in one sentence, `statements` are all reasons.
+    `objective` is what its plan is made for, empty where its planner knows none.
 
     `num_speculative_tokens` ran in the last step that was reported, `planned_num_speculative_tokens` is the plan's for the present
     batch (None: no plan). The arms are those of batches from `first_batch_size` to `last_batch_size`; `layers` are those that work.
@@ -60,6 +61,7 @@ class Explanation(Record):
     decided_by: str
     mode: Mode
     planner: str
+    objective: str = ""
     decode_batch_size: int
     first_batch_size: int
     last_batch_size: int

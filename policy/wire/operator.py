@@ -29,11 +29,13 @@ DraftOffload = Literal["never", "under_memory_pressure"]
 PlannerName = Literal["off", "fixed", "schedule", "nightjar", "fleet"]
 """Of those in policy/planners/__init__.py, which has what each does."""
 PLANNER_NAMES: Final[tuple[PlannerName, ...]] = get_args(PlannerName)
+Objective = Literal["latency", "throughput"]
 ScheduleRow = tuple[int, int, int]
 """First batch, last batch, K."""
 MaxStepMs = Annotated[float, Field(gt=0.0, le=600_000.0)]
 """Milliseconds that an engine step may take with speculation."""
-MAX_LIMITED_APPLICATIONS: Final = 1000
+ApplicationName = Annotated[str, Field(min_length=1, max_length=256)]
+MAX_NAMED_APPLICATIONS: Final = 1000
 LEAST_PERIODS: Final = 3
 """Reports that must fail to come before anybody may take it for silence."""
 
@@ -72,15 +74,27 @@ class OperatorSettings(BaseModel):
         description="The K that may run; 0 is always among them. None means 0, 1, 2, 3, 5, 8, ... up to the engine's maximum, "
         "and the maximum: fewer arms are learned sooner.",
     )
+    objective: Objective = Field(
+        default="latency",
+        description="What the planner fleet chooses K by where requests wait or prompts are computed beside decode rows: latency, "
+        "the least time of all requests in the system; throughput, the most tokens per busy second. Where neither is so, both "
+        "run the same K.",
+    )
+    objective_per_application: Mapping[ApplicationName, Objective] = Field(
+        default={},
+        max_length=MAX_NAMED_APPLICATIONS,
+        description="objective of single applications, by name, for example {batch: throughput}. Their replicas go on learning "
+        "with their group and run their own plan of what it knows.",
+    )
     max_step_ms: MaxStepMs | None = Field(
         default=None,
         description="Milliseconds that an engine step may take with speculation: K is only one whose predicted step, with its "
         "doubt and its prefill, stays below; off always may run. Of the planner fleet. A step is the time between two outputs of "
-        "a request, so this bounds its p99; None plans for tokens per second alone.",
+        "a request, so this bounds its p99; None plans for the objective alone.",
     )
-    max_step_ms_per_application: Mapping[Annotated[str, Field(min_length=1, max_length=256)], MaxStepMs] = Field(
+    max_step_ms_per_application: Mapping[ApplicationName, MaxStepMs] = Field(
         default={},
-        max_length=MAX_LIMITED_APPLICATIONS,
+        max_length=MAX_NAMED_APPLICATIONS,
         description="max_step_ms of single applications, by name, for example {chat: 40}. Their replicas go on learning with their "
         "group and run its plan where it keeps their limit, elsewhere the best K that does. It cannot loosen max_step_ms.",
     )
@@ -227,7 +241,16 @@ class OperatorSettings(BaseModel):
 
     def __hash__(self) -> int:
         """Equal settings have the same; a mapping has none of its own."""
-        return hash((self.mode, self.planner, self.allowed_num_speculative_tokens, self.max_step_ms))
+        return hash((self.mode, self.planner, self.allowed_num_speculative_tokens, self.objective, self.max_step_ms))
+
+    @property
+    def named_applications(self) -> tuple[str, ...]:
+        """Applications that a setting of their own names, in their order."""
+        return tuple(dict.fromkeys((*self.max_step_ms_per_application, *self.objective_per_application)))
+
+    def with_objective(self, objective: Objective | None) -> Self:
+        """The settings with another objective; themselves where it is theirs, or None."""
+        return self if objective in {None, self.objective} else self.model_copy(update={"objective": objective})
 
     def schedule_table(self) -> Table:
         """`num_speculative_tokens_per_batch_size` as a plan. Raises ValueError for rows that do not ascend."""

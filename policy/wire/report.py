@@ -96,7 +96,10 @@ class CellCounters(Record):
 
 
 class StepTotals(Record):
-    """Cumulative sums over every step at one K, clean or not: what metrics and reports show."""
+    """Cumulative sums over every step at one K, clean or not: what metrics and reports show.
+
+    `first_tokens` of the generated tokens are those that begin an answer.
+    """
 
     num_speculative_tokens: NumSpeculativeTokens
     steps: Count = 0
@@ -104,6 +107,7 @@ class StepTotals(Record):
     decode_rows: Count = 0
     prefill_tokens: Count = 0
     generated_tokens: Count = 0
+    first_tokens: Count = 0
     draft_tokens: Count = 0
     accepted_tokens: Count = 0
 

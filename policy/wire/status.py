@@ -248,8 +248,8 @@ class PolicyStatus(Record):
 
     `memory_kills` are the Serve replicas that Ray's memory monitor killed within the last hour, `last_memory_kill` says which.
     `seed_problem` says why `seed_from` brought nothing, `seed_notice` that nobody is there yet; `waiting_groups` were imported and
-    have no replica yet. `unknown_applications` are those of `max_step_ms_per_application` of which no replica reports: not started
-    yet, or misspelt. `not_known_before` says why nothing is known of what was set by hand before this cluster, if so.
+    have no replica yet. `unknown_applications` are those with settings of their own of which no replica reports: not started yet,
+    or misspelt. `not_known_before` says why nothing is known of what was set by hand before this cluster, if so.
     """
 
     incarnation: int

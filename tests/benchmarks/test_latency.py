@@ -27,13 +27,11 @@ from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
 from nightjar.loadtests.simulation.service.workload import Workload
-from nightjar.policy.planners import LEARNING_PLANNERS
 from tests.benchmarks.latency.bars import (
     LATENCY,
     LATENCY_COLD,
     LATENCY_PICK,
     MEASURES,
-    RULED,
     best_pairs,
     latency_bars,
     latency_grid,
@@ -51,7 +49,6 @@ from tests.benchmarks.latency.bursts import (
     waiting,
 )
 from tests.benchmarks.latency.in_time import in_time_bars, in_time_grid
-from tests.benchmarks.latency.rule import TRIED
 from tests.benchmarks.latency.suite import SUITE
 from tests.loadtests.simulation.evidence.run_rows import row
 
@@ -197,24 +194,21 @@ def test_the_oracle_is_the_best_of_what_knows_and_of_the_pairs_that_ran() -> Non
     assert latency_grid([pick("pair-3-3"), *rows]).rows[0][-1] == "0.750"
 
 
-def test_a_whole_run_is_its_bars_and_the_rule_runs_where_it_is_named() -> None:
+def test_a_whole_run_is_its_bars() -> None:
     assert choose_experiments(ASKED, SUITE) == (BURSTS_OF_PROMPTS,)
     assert choose_experiments(replace(ASKED, effort=QUICK), SUITE) == (BURSTS_OF_PROMPTS,)
-    assert choose_experiments(replace(ASKED, only=("rule",)), SUITE) == (TRIED,)
-    assert [effort_of(asked, SUITE) for asked in (ASKED, replace(ASKED, only=("rule",)))] == ["whole", "partial"]
+    assert effort_of(ASKED, SUITE) == "whole"
     judged = {bar.name for bar in compute_bars([], (latency_bars,)) if bar.direction != "stated"}
     assert Campaign((BURSTS_OF_PROMPTS,), CHOICE, 1, SUITE).due_bars() == judged
 
 
-def test_the_rule_decides_while_its_run_lasts_and_leaves_the_fleet_as_it_was() -> None:
-    before = dict(LEARNING_PLANNERS)
-    choice = replace(CHOICE, profiles=(read_profile("qwen-32b-0.5b-2xl20"),))
-    ruled = next(run for run in TRIED.waves[0](choice, ()) if run.load == "long-prompts 80%")
-    fleet = next(run for run in BURSTS_OF_PROMPTS.waves[0](choice, ()) if run.key[1:] == (ruled.place, "fleet", ruled.seed))
-    mine, usual = run_cell(ruled), run_cell(fleet)
-    assert mine.who == RULED
-    assert dict(LEARNING_PLANNERS) == before
-    assert mine.measures["e2e_mean_s"] < 0.9 * usual.measures["e2e_mean_s"]
+def test_the_fleet_runs_for_latency_here_and_for_throughput_where_tokens_are_compared() -> None:
+    run = next(run for run in BURSTS_OF_PROMPTS.waves[0](CHOICE, ()) if run.planner == "fleet")
+    assert isinstance(run.job, Simulate)
+    objectives = [
+        one.operator.objective for one in (run.job.scenario.planner, scenario(0, "fleet", 1, 9.0).planner) if one.operator
+    ]
+    assert objectives == ["latency", "throughput"]
 
 
 def test_a_place_tells_its_load() -> None:

@@ -372,8 +372,10 @@ class StepLoop:
         if step_microseconds:
             self._step_microseconds = step_microseconds
         clean = note.comparable and note.settled and step_microseconds > 0 and not note.recomputed_tokens
-        generated_tokens = sum(map(len, model_runner_output.sampled_token_ids))
+        sampled = model_runner_output.sampled_token_ids
+        generated_tokens = sum(map(len, sampled))
         self._context_tokens += generated_tokens
+        first_tokens = max(sum(map(bool, sampled)) - note.decode_rows, 0) if note.prefill_tokens else 0
         reached = verified.reached
         if clean and not self._drafts_every_row:
             reached = [note.decode_rows if position < note.num_speculative_tokens else 0 for position in range(len(reached))]
@@ -391,6 +393,7 @@ class StepLoop:
                 in_transition=not note.prefill_tokens and not note.settled,
                 catch_up_tokens=note.recomputed_tokens,
                 undrafted_tokens=sum(reached) - sum(verified.reached),
+                first_tokens=first_tokens,
             )
         )
         if self.drafting is not None:

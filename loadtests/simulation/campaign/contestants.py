@@ -79,6 +79,8 @@ def choose(
 ) -> PlannerChoice:
     """How a contestant is run on a profile. `changed` are settings of the policy's operator other than the defaults.
 
+    Its objective is that of what is compared: tokens per busy second.
+
     `acceptance` times the profile's is the conditional acceptance of the texts that come; the retuned table alone was told.
     """
     name = check_name(contestant.name)
@@ -86,6 +88,7 @@ def choose(
         values: dict[str, object] = {
             "mode": "auto",
             "planner": name,
+            "objective": "throughput",
             "allowed_num_speculative_tokens": nominal.profile.drafter.arms,
         }
         return PlannerChoice(name, operator=parse_operator_settings(values | dict(changed)))

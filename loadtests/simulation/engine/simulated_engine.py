@@ -194,7 +194,7 @@ class SimulatedEngine:
         if catch_up_tokens:
             rows.catch_up(catch_up_tokens)
         generated, accepted = rows.advance(verified, draft_runs=draft_runs) if count else (0, _NONE)
-        finished, correction = self._deliver(prefill_tokens > 0, draft_runs)
+        finished, first_tokens, surplus = self._deliver(prefill_tokens > 0, draft_runs)
         to_verify = min(self._steering.planned_num_speculative_tokens, drafted) if self._drafts_max else drafted
         reached = [count] * verified if count else _NONE
         self._drafted = to_verify
@@ -205,7 +205,8 @@ class SimulatedEngine:
             context_tokens,
             prefill_tokens,
             catch_up_tokens,
-            generated + correction,
+            generated + first_tokens - surplus,
+            first_tokens,
             reached,
             accepted,
             seconds,
@@ -290,13 +291,12 @@ class SimulatedEngine:
             return self._life.before_step(chosen, lag_tokens, self.now_s)
         return Order(chosen, 0)
 
-    def _deliver(self, has_prefill: bool, draft_runs: bool) -> tuple[Sequence[SimulatedRequest], int]:
-        """Requests that the step answered in full, and tokens to add to what its decode rows generated.
-
-        First tokens come from prompts; what a row generated beyond its end is not delivered.
+    def _deliver(self, has_prefill: bool, draft_runs: bool) -> tuple[Sequence[SimulatedRequest], int, int]:
+        """Requests that the step answered in full, first tokens, which come from prompts, and what rows generated beyond their end,
+        which is not delivered.
         """
         if not has_prefill and not self._rows.any_finished:
-            return _NOBODY, 0
+            return _NOBODY, 0, 0
         finished, surplus = self._rows.take_finished()
         for request in finished:
             self._scheduler.release(request)
@@ -306,7 +306,7 @@ class SimulatedEngine:
             finished += answered
         for request in finished:
             request.finish_s = self.now_s
-        return finished, delivered - surplus
+        return finished, delivered, surplus
 
     def _follow_life(self, order: Order, reached: Sequence[int], accepted: Sequence[int], began_s: float) -> None:
         if reached:

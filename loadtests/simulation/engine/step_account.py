@@ -85,6 +85,7 @@ class StepAccount:
         prefill_tokens: int,
         catch_up_tokens: int,
         generated_tokens: int,
+        first_tokens: int,
         reached: Sequence[int],
         accepted: Sequence[int],
         seconds: float,
@@ -125,6 +126,7 @@ class StepAccount:
                 clean,
                 not prefill_tokens and not settled,
                 catch_up_tokens,
+                first_tokens=first_tokens,
             )
         )
         if clean:

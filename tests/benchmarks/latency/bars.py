@@ -36,10 +36,6 @@ TOOK: Final = "took_s"
 MEASURES: Final = (REQUEST_SECONDS, E2E, E2E_P95, TTFT, TPOT, TOOK)
 """All are seconds: less is better."""
 
-RULE: Final = "by waits"
-RULED: Final = f"{FLEET} ({RULE})"
-"""Variant and name of the fleet's runs with the rule that is tried out."""
-
 FULL_PERCENT: Final = 85
 """Loads above it keep the engine full, so there the time to the last answer is judged, and below it the time of a request."""
 
@@ -76,10 +72,10 @@ def picked_oracle(rows: Iterable[RunRow], place: str) -> str:
     return _least(Cells.of((row for row in picking if not row.error), E2E), place, pairs_alone=False)
 
 
-def lead(rows: Sequence[RunRow], place: str, pair: str, who: str = FLEET) -> float | None:
-    """By which factor a pair is better than the fleet (or `who`) in all of first token, later tokens and end to end: the least of
-    the three. None where they share no seed."""
-    found = [over(Cells.of(rows, measure), place, pair, who) for measure in (TTFT, TPOT, E2E)]
+def lead(rows: Sequence[RunRow], place: str, pair: str) -> float | None:
+    """By which factor a pair is better than the fleet in all of first token, later tokens and end to end: the least of the three.
+    None where they share no seed."""
+    found = [over(Cells.of(rows, measure), place, pair, FLEET) for measure in (TTFT, TPOT, E2E)]
     known = [one for one in found if one is not None]
     return min(known) if len(known) == len(found) else None
 
@@ -177,8 +173,7 @@ def _dominated(rows: Sequence[RunRow], picking: Sequence[RunRow], bursts: str) -
 
 
 def latency_grid(rows: Sequence[RunRow]) -> Grid:
-    """By place, of the fleet and of the fleet with the rule where it ran: the best static pair's time in each measure over its own,
-    and its own over off's and the oracle's, end to end."""
+    """By place the best static pair's time in each measure over the fleet's, and end to end off's and the oracle's over it."""
     warm = [row for row in rows if row.kind == LATENCY and not row.error]
     picking = [row for row in rows if row.kind == LATENCY_PICK and not row.error]
     cells = {measure: Cells.of(warm, measure) for measure in MEASURES}
@@ -186,28 +181,26 @@ def latency_grid(rows: Sequence[RunRow]) -> Grid:
     for place in cells[E2E].places():
         pairs, dominant = best_pairs(picking, place), dominant_pair(picking, place)
         own = [row for row in warm if row.place == place]
-        for who in (FLEET, RULED):
-            if cells[E2E].mean(place, who) is None:
-                continue
-            lines.append(
-                (
-                    place,
-                    who,
-                    pairs.get(E2E, DASH),
-                    *(ratio(over(cells[measure], place, who, pairs.get(measure, ""))) for measure in MEASURES if measure != E2E),
-                    ratio(lead(own, place, dominant, who) if dominant else None),
-                    ratio(over(cells[E2E], place, who, OFF)),
-                    ratio(over(cells[E2E], place, who, oracle_of(cells[E2E], place))),
-                )
+        if cells[E2E].mean(place, FLEET) is None:
+            continue
+        lines.append(
+            (
+                place,
+                pairs.get(E2E, DASH),
+                *(ratio(over(cells[measure], place, FLEET, pairs.get(measure, ""))) for measure in MEASURES if measure != E2E),
+                ratio(lead(own, place, dominant) if dominant else None),
+                ratio(over(cells[E2E], place, FLEET, OFF)),
+                ratio(over(cells[E2E], place, FLEET, oracle_of(cells[E2E], place))),
             )
+        )
     return Grid(
         "Bursts of long prompts to the last answer",
         (
-            "place", "who", "best pair", "request-seconds", "end to end p95", "first token", "later tokens", "last answer",
+            "place", "best pair", "request-seconds", "end to end p95", "first token", "later tokens", "last answer",
             "dominated by", "end to end over off", "over oracle",
         ),
         tuple(lines),
-        "The best static pair's time over the planner's, picked for each measure on other seeds: above 1 the planner is faster. "
+        "The best static pair's time over the fleet's, picked for each measure on other seeds: above 1 the fleet is faster. "
         "Mean end to end is request-seconds by request. Dominated: the least by which one pair is better at first token, later "
         "tokens and end to end at once.",
     )  # fmt: skip

@@ -179,7 +179,8 @@ def runs(kind: str, choice: Choice, waits: Waits, planners: Iterable[str], seeds
         }
         asked_s = waits.warm_up_s + waits.measured_s - asked_from_s
         for seed in seeds:
-            run = cell(kind, waits.scene, Contestant(planner), seed, waiting, **span)
+            settings = {"objective": "latency"} if planner == FLEET else None
+            run = cell(kind, waits.scene, Contestant(planner), seed, waiting, settings=settings, **span)
             run = counting(run, waits.target)
             cells.append(replace(run, expected_s=run.expected_s * asked_s / (span["duration_s"] - asked_from_s)))
     return cells

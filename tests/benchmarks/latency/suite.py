@@ -11,7 +11,6 @@ from nightjar.loadtests.simulation.evidence.rows import RunRow
 from tests.benchmarks.latency.bars import latency_bars, latency_grid
 from tests.benchmarks.latency.bursts import BURSTS_OF_PROMPTS
 from tests.benchmarks.latency.in_time import in_time_bars, in_time_grid
-from tests.benchmarks.latency.rule import TRIED
 
 
 def _grids(rows: Sequence[RunRow]) -> list[Grid]:
@@ -19,7 +18,7 @@ def _grids(rows: Sequence[RunRow]) -> list[Grid]:
 
 
 SUITE: Final = Suite(
-    experiments={experiment.name: experiment for experiment in (BURSTS_OF_PROMPTS, TRIED)},
+    experiments={experiment.name: experiment for experiment in (BURSTS_OF_PROMPTS,)},
     bars=(latency_bars, in_time_bars),
     grids=_grids,
     charts=(),

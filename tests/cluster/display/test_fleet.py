@@ -372,10 +372,10 @@ def test_that_nothing_is_known_of_what_was_set_by_hand_before_stands_on_the_firs
     assert text.startswith("what was set by hand before is not known, mode auto of the settings holds: the store cannot be read")
 
 
-def test_applications_that_have_a_limit_and_no_replica_are_told() -> None:
+def test_applications_that_have_settings_of_their_own_and_no_replica_are_told() -> None:
     fleet = some_fleet()
     policy = fleet.policy.model_copy(update={"unknown_applications": ("chta",)})
-    assert "max_step_ms_per_application: no replica of chta reports" in rendered(fleet.model_copy(update={"policy": policy}))
+    assert "settings per application: no replica of chta reports" in rendered(fleet.model_copy(update={"policy": policy}))
 
 
 def test_a_place_to_seed_from_where_nobody_is_yet_is_shown_and_is_no_alarm() -> None:

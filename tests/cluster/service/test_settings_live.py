@@ -47,6 +47,12 @@ def option(name: str) -> Shown:
     return lambda settings, _: settings.plan.options[name] if isinstance(settings.plan, Local) else None
 
 
+def objective(_: Settings, service: PolicyService) -> object:
+    """What the plan of the only replica is made for."""
+    (replica,) = service.status().replicas
+    return service.explain(replica.replica_id).objective
+
+
 def offload(name: str) -> Shown:
     return lambda settings, _: getattr(settings.offload, name)
 
@@ -74,6 +80,10 @@ CHANGES: Mapping[str, Change] = {
     ),
     "allowed_num_speculative_tokens": Change(
         [0, 2], [0, 99], "less than or equal to 32 (value 99)", shows=lambda s, _: s.allowed_num_speculative_tokens, as_=(0, 2)
+    ),
+    "objective": Change("throughput", "speed", "'latency' or 'throughput'", shows=objective, as_="throughput"),
+    "objective_per_application": Change(
+        {"chat": "throughput"}, {"chat": 1}, "chat: Input should be 'latency' or 'throughput'", shows=objective, as_="throughput"
     ),
     "max_step_ms": Change(40.0, -1, "greater than 0 (value -1)"),
     "max_step_ms_per_application": Change({"chat": 40.0}, {"chat": 0}, "chat: Input should be greater than 0 (value 0)"),

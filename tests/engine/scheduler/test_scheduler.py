@@ -237,6 +237,16 @@ def test_tokens_after_a_stop_are_accepted_but_not_generated(sync: Engines) -> No
     assert (total.generated_tokens, total.accepted_tokens) == (3, MAXIMUM)
 
 
+def test_the_token_that_begins_an_answer_is_counted_when_its_prompt_is_computed_and_never_again(sync: Engines) -> None:
+    scheduler = start(sync, requests=3)
+    run_steps(scheduler, 4)
+    scheduler.add_request(make_request("late", max_tokens=15))
+    run_steps(scheduler, 3)
+    totals = counters(scheduler).totals
+    assert sum(total.first_tokens for total in totals) == 4
+    assert sum(total.generated_tokens for total in totals) > 10
+
+
 def test_a_row_aborted_while_its_step_ran_is_not_counted(sync: Engines) -> None:
     scheduler = start(sync)
     run_steps(scheduler, 1)

@@ -14,7 +14,7 @@ from nightjar.policy.decision.fleet import MOST_REPLANS, decide
 from nightjar.policy.decision.grants import MayGrant
 from nightjar.policy.decision.group import Context, GroupOutcome, Shared, decide_group
 from nightjar.policy.operator.overrides import ModeOverride, ReplicaLimit
-from nightjar.policy.state import FleetState, PlanVariant, ReplicaState
+from nightjar.policy.state import Apart, FleetState, PlanVariant, ReplicaState
 from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.mode import Mode
 from tests.policy.engines import AUTO, KEY, Fleet, Replica
@@ -112,7 +112,7 @@ def test_what_a_replica_runs_comes_from_one_place() -> None:
     tight = replace(estimate, at_s=2.0)
     assert group.variant(replica) == PlanVariant(group.plan, group.estimate)
     assert group.variant(replace(replica, limit=limit)) == PlanVariant(group.plan, group.estimate)
-    within = replace(group, within={9.0: tight})
+    within = replace(group, apart={Apart(max_step_ms=9.0): tight})
     assert within.variant(replace(replica, limit=limit)) == PlanVariant(tight.plan, tight, (limit.cause(Code.WITHIN),))
     assert within.variant(replace(replica, own=own)) == PlanVariant(own.plan, own, (because(Code.OWN_EVIDENCE),))
     both = replace(replica, own=own, own_within=tight, limit=limit)

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.policy.evidence.acceptance import AcceptanceEvidence
-from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
+from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence, Floats
 from nightjar.policy.evidence.mixed_steps import MixedShare, charge, mixed_costs, per_token
-from nightjar.policy.evidence.step_time import predict_step_times
+from nightjar.policy.evidence.mixed_steps import mixed_seconds as predicted_seconds
+from nightjar.policy.evidence.step_time import StepTimes, predict_step_times
 from nightjar.policy.intake import observe
 from nightjar.policy.planners.base import GroupView
 from nightjar.policy.planners.fleet import fleet_plan
@@ -72,7 +73,11 @@ def evidence(mixed: dict[Cell, CellEvidence], steps_per_token: float = 0.01) -> 
 
 def charged(known: Evidence) -> np.ndarray:
     times = predict_step_times(known.cells, ARMS, buckets_up_to(KEY.max_num_seqs), KEY.max_num_seqs, 0.0)
-    return charge(mixed_costs(known, times, ARMS, drafter_sleeps=True), times.log_seconds.shape)
+    return charge(costs(known, times, drafter_sleeps=True), times.log_seconds.shape)
+
+
+def costs(known: Evidence, times: StepTimes, *, drafter_sleeps: bool) -> Floats | None:
+    return mixed_costs(known, times, ARMS, predicted_seconds(known, times, ARMS), drafter_sleeps=drafter_sleeps)
 
 
 def test_an_arm_is_charged_what_the_best_length_beside_prefill_costs_over_off_less_the_pure_steps_that_its_tokens_save() -> None:
@@ -92,7 +97,7 @@ def test_an_arm_is_charged_what_the_best_length_beside_prefill_costs_over_off_le
 def test_a_drafter_that_sleeps_runs_in_both_kinds_of_step_or_in_neither() -> None:
     known = evidence(mixed_cells())
     times = predict_step_times(known.cells, ARMS, buckets_up_to(KEY.max_num_seqs), KEY.max_num_seqs, 0.0)
-    sleeps, stays = (mixed_costs(known, times, ARMS, drafter_sleeps=sleeps) for sleeps in (True, False))
+    sleeps, stays = (costs(known, times, drafter_sleeps=sleeps) for sleeps in (True, False))
     assert sleeps is not None
     assert stays is not None
     assert np.isinf(sleeps[:, 1:, 0]).all()
@@ -172,9 +177,9 @@ def test_steps_with_prefill_are_counted_by_bucket_and_length_and_clean_ones_are_
 
 
 def test_the_share_of_a_group_is_its_median_replicas() -> None:
-    honest = [MixedShare(1.0, 400.0, 100.0), MixedShare(2.0, 500.0, 100.0)]
-    assert per_token([*honest, MixedShare(1e9, 1e12, 1.0), MixedShare()]) == pytest.approx((0.02, 5.0))
-    assert per_token([MixedShare()]) == (0.0, 0.0)
+    honest = [MixedShare(1.0, 400.0, 100.0, 4.0), MixedShare(2.0, 500.0, 100.0, 5.0)]
+    assert per_token([*honest, MixedShare(1e9, 1e12, 1.0, 1e9), MixedShare()]) == pytest.approx((0.02, 5.0, 0.05))
+    assert per_token([MixedShare()]) == (0.0, 0.0, 0.0)
 
 
 def test_a_prompt_that_finds_the_engine_idle_is_charged_to_the_arms_as_well() -> None:

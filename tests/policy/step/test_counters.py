@@ -33,6 +33,7 @@ def step_counts(draw: st.DrawFn) -> StepCount:
         step_microseconds=draw(st.integers(1, 10_000_000)),
         clean=clean,
         in_transition=False,
+        first_tokens=0 if clean else draw(st.integers(0, rows)),
     )
 
 
@@ -51,6 +52,7 @@ def test_the_totals_hold_every_step_and_the_cells_the_clean_ones(steps: list[Ste
     assert sum(cell.steps for cell in snapshot.cells if not cell.prefill) == len(clean)
     assert sum(total.draft_tokens for total in snapshot.totals) == sum(sum(step.reached) for step in steps)
     assert sum(total.accepted_tokens for total in snapshot.totals) == sum(sum(step.accepted) for step in steps)
+    assert sum(total.first_tokens for total in snapshot.totals) == sum(step.first_tokens for step in steps)
     assert snapshot.busy_seconds == pytest.approx(sum(step.step_microseconds for step in steps) / 1e6)
 
 

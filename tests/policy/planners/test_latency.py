@@ -9,20 +9,25 @@ out because the rule is 8 % above the best there: drafts that cost half a step, 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nightjar.policy.evidence.step_time import predict_step_times
-from nightjar.policy.planners.base import GroupView
+from nightjar.policy.evidence.waits import NO_WAITS, Waits
+from nightjar.policy.planners.base import GroupPlan, GroupView
 from nightjar.policy.planners.fleet import fleet_plan
-from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
-from nightjar.policy.wire.report import EngineLoad
-from tests.benchmarks.latency.waits import HALF_LIFE_S, NO_WAITS, Waits, choose_for_waits, saved_request_seconds
+from nightjar.policy.planners.latency import saved_request_seconds, tokens_until_the_end
+from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES
+from nightjar.policy.wire.operator import Objective
+from nightjar.policy.wire.settings import length_at
+from nightjar.policy.words import in_words, speculation
 from tests.policy.engines import AUTO, KEY
 from tests.policy.evidence.test_mixed_steps import evidence, mixed_cells
 
@@ -30,6 +35,7 @@ Floats = npt.NDArray[np.float64]
 State = tuple[int, int]
 """Requests that decode, and that wait."""
 
+OBJECTIVES: Final[tuple[Objective, ...]] = ("latency", "throughput")
 ARMS: Final = (0, 1, 3, 5)
 ANSWER: Final = 12.0
 SLOTS: Final = 3
@@ -224,51 +230,114 @@ def test_with_nobody_waiting_and_no_prefill_it_is_the_k_with_most_tokens_a_secon
 
 
 BUCKET: Final = 9
+BESIDE_PREFILL: Final = Waits(looks=100.0, busy=60.0, decoding=60.0, beside_prefill=55.0, waiting=60.0, prefilling=60.0)
 
 
-def lengths(waits: Waits, *, drafter_sleeps: bool = True) -> tuple[int, int]:
-    """K of pure decode steps and beside prefill of a group most of whose steps compute prompts: there what drafting adds is more
-    than the pure decode steps that it saves."""
-    view = GroupView(KEY, AUTO, evidence(mixed_cells(), steps_per_token=0.05), drafter_sleeps=drafter_sleeps)
-    times = predict_step_times(view.evidence.cells, view.arms, view.buckets, KEY.max_num_seqs, 0.0)
-    off = np.zeros(len(view.buckets), dtype=np.int64)
-    chosen = choose_for_waits(view.evidence, times, view.arms, waits, (off, off), drafter_sleeps=drafter_sleeps)
-    assert chosen is not None
-    return view.arms[chosen[0][BUCKET]], view.arms[chosen[1][BUCKET]]
+def view_of(waits: Waits, objective: Objective = "latency", *, drafter_sleeps: bool = True) -> GroupView:
+    """A group most of whose steps compute prompts: there what drafting adds is more than the pure decode steps that it saves."""
+    settings = AUTO.with_objective(objective)
+    return GroupView(KEY, settings, evidence(mixed_cells(), 0.05), drafter_sleeps=drafter_sleeps, waits=waits)
+
+
+def plan_for(view: GroupView) -> GroupPlan:
+    return fleet_plan(view, view.goodput_model())
+
+
+def lengths(view: GroupView) -> tuple[int, int]:
+    """K of pure decode steps and beside prefill."""
+    plan, batch = plan_for(view), FIRST_BATCH_SIZES[BUCKET]
+    return length_at(plan.rows, batch), length_at(plan.mixed_rows or plan.rows, batch)
 
 
 @pytest.mark.parametrize("drafter_sleeps", [True, False])
 def test_where_rows_wait_for_long_steps_drafts_run_beside_prefill_and_tokens_a_second_would_have_none(drafter_sleeps: bool) -> None:
-    view = GroupView(KEY, AUTO, evidence(mixed_cells(), steps_per_token=0.05))
-    assert fleet_plan(view, view.goodput_model()).num_speculative_tokens(FIRST_BATCH_SIZES[BUCKET]) == 0
-    beside_prefill = Waits(looks=100.0, busy=60.0, decoding=60.0, beside_prefill=55.0, waiting=60.0, prefilling=60.0)
-    assert min(lengths(beside_prefill, drafter_sleeps=drafter_sleeps)) > 0
+    assert lengths(view_of(BESIDE_PREFILL, "throughput")) == (0, 0)
+    assert min(lengths(view_of(BESIDE_PREFILL, drafter_sleeps=drafter_sleeps))) > 0
 
 
 def test_where_many_wait_for_prompt_compute_their_time_outweighs_what_rows_save() -> None:
     many = Waits(looks=100.0, busy=100.0, decoding=100.0, beside_prefill=100.0, waiting=1e6, prefilling=100.0)
-    assert lengths(many) == (0, 0)
+    assert lengths(view_of(many)) == (0, 0)
 
 
-def test_before_rows_or_steps_with_prefill_were_seen_there_is_no_choice() -> None:
-    known = evidence(mixed_cells())
-    times = predict_step_times(known.cells, (0, 1, 3, 5), buckets_up_to(KEY.max_num_seqs), KEY.max_num_seqs, 0.0)
-    off = np.zeros(len(times.rows), dtype=np.int64)
-    seen = Waits(looks=9.0, busy=9.0, decoding=9.0)
-    for found, waits in ((known, NO_WAITS), (known, Waits(looks=9.0, busy=9.0)), (evidence({}), seen)):
-        assert choose_for_waits(found, times, (0, 1, 3, 5), waits, (off, off), drafter_sleeps=True) is None
+@pytest.mark.parametrize("waits", [NO_WAITS, Waits(9.0, 9.0), Waits(9.0, 9.0, 9.0), Waits(900.0, 900.0, 900.0, 8.0, 8.0, 8.0)])
+def test_with_nobody_waiting_and_no_prefill_both_objectives_make_the_same_plan(waits: Waits) -> None:
+    assert plan_for(view_of(waits)) == plan_for(view_of(waits, "throughput"))
 
 
-def test_looks_lose_half_of_their_weight_in_their_half_life_and_all_of_it_before_the_first() -> None:
-    seen = NO_WAITS.after([EngineLoad(decode_batch_size=2, num_running_reqs=2)], 8, math.inf)
-    assert seen == Waits(looks=1.0, busy=1.0, decoding=1.0)
-    assert seen.after([], 8, HALF_LIFE_S).decoding == 0.5
+def test_before_a_step_with_prefill_or_off_was_measured_both_objectives_make_the_same_plan() -> None:
+    known = evidence(mixed_cells(), 0.05)
+    no_prefill = replace(known, mixed_cells={})
+    cold = replace(known, cells={cell: one for cell, one in known.cells.items() if cell.num_speculative_tokens})
+    for found in (no_prefill, cold):
+        by_objective = [plan_for(view_of(BESIDE_PREFILL, one).with_evidence(found)) for one in OBJECTIVES]
+        assert by_objective[0] == by_objective[1]
 
 
-def test_requests_that_wait_beside_a_full_cache_wait_for_kv_and_others_for_prompt_compute() -> None:
-    free, full = (
-        EngineLoad(decode_batch_size=2, num_running_reqs=2, num_waiting_reqs=3, kv_cache_usage=used) for used in (0.5, 0.95)
-    )
-    assert NO_WAITS.after([free], 8, 1.0).share_beside_prefill == 1.0
-    assert NO_WAITS.after([full], 8, 1.0).share_beside_prefill == 0.0
-    assert NO_WAITS.after([free], 2, 1.0).share_beside_prefill == 0.0
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_reason_says_what_the_other_objective_would_run_where_that_differs(objective: Objective) -> None:
+    other = {"latency": "throughput", "throughput": "latency"}[objective]
+    view, batch = view_of(BESIDE_PREFILL, objective), FIRST_BATCH_SIZES[BUCKET]
+    words = in_words(plan_for(view).causes(batch))
+    its = plan_for(view.with_objective(OBJECTIVES[objective == "latency"])).num_speculative_tokens(batch)
+    assert f"objective {other} would run {speculation(its)}" in words
+    assert ("saves most of the time of all requests (1.0 wait, 1.0 in prefill" in words) is (objective == "latency")
+    quiet = in_words(plan_for(view_of(NO_WAITS, objective)).causes(batch))
+    assert "objective" not in quiet
+
+
+@pytest.mark.parametrize("answer_tokens", [1, 2, 9, 24, 200])
+@pytest.mark.parametrize("arm", [0, 1, 3])
+def test_what_rows_give_beyond_the_end_of_their_answers_counts_nothing(answer_tokens: int, arm: int) -> None:
+    survival, rng = (0.7, 0.5, 0.3), random.Random(answer_tokens)
+    steps = 0
+    for _ in range(4000):
+        left = answer_tokens
+        while left > 0:
+            drawn = rng.random()
+            left -= 1 + sum(drawn < share for share in survival[:arm])
+            steps += 1
+    found = tokens_until_the_end(survival, (0, arm), float(answer_tokens))[1]
+    assert found == pytest.approx(4000 * answer_tokens / steps, rel=0.1)
+
+
+def test_drafts_beyond_the_end_of_short_answers_are_not_worth_their_time() -> None:
+    known = replace(evidence(mixed_cells(), 0.05), answers_per_token=0.5)
+    assert lengths(view_of(BESIDE_PREFILL).with_evidence(known)) == (0, 0)
+    assert min(lengths(view_of(BESIDE_PREFILL).with_evidence(replace(known, answers_per_token=0.01)))) > 0
+
+
+def test_what_runs_stays_where_no_other_k_saves_enough() -> None:
+    view = view_of(BESIDE_PREFILL)
+    once = plan_for(view)
+    assert plan_for(view.with_plan(once)).rows == once.rows
+
+
+@given(
+    waits=st.builds(
+        Waits,
+        looks=st.just(100.0),
+        busy=st.floats(0.0, 100.0),
+        decoding=st.just(50.0),
+        beside_prefill=st.floats(0.0, 50.0),
+        waiting=st.floats(0.0, 1e8),
+        prefilling=st.floats(0.0, 1e4),
+    ),
+    max_step_ms=st.none() | st.floats(1.0, 200.0),
+    drafter_sleeps=st.booleans(),
+)
+def test_whoever_waits_the_plan_keeps_the_limit_and_wakes_no_drafter_between_two_steps(
+    waits: Waits, max_step_ms: float | None, drafter_sleeps: bool
+) -> None:
+    view = view_of(waits, drafter_sleeps=drafter_sleeps)
+    view = replace(view, settings=view.settings.model_copy(update={"max_step_ms": max_step_ms}))
+    model = view.goodput_model()
+    plan = fleet_plan(view, model)
+    for bucket in view.buckets:
+        batch = FIRST_BATCH_SIZES[bucket]
+        pure, mixed = (length_at(rows, batch) for rows in (plan.rows, plan.mixed_rows or plan.rows))
+        assert model.allowed[bucket, model.arms.index(pure)]
+        assert model.allowed[bucket, model.arms.index(mixed)]
+        assert not (mixed and not pure)
+        if drafter_sleeps:
+            assert bool(pure) is bool(mixed)
