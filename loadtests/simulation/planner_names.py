@@ -10,5 +10,6 @@ from typing import Final
 FLEET: Final = "fleet"
 NIGHTJAR: Final = "nightjar"
 OFF: Final = "off"
+TETRIS: Final = "tetris"
 ORACLE: Final = "oracle"
 """Not one of the product's: the simulator's own, which knows the truth (engine/truth.py)."""

@@ -220,6 +220,9 @@ class Profile(Part):
     step_cost: MeasuredTable | Roofline = Field(discriminator="kind")
     acceptance_classes: Annotated[tuple[AcceptanceClass, ...], Field(min_length=1, max_length=256)]
     step_noise: StepNoise
+    steps: Literal["v1", "v0"] = "v1"
+    """How an engine steps. v1: a step computes prompts beside decode rows, and verifies the drafts of the step before. v0, as vLLM
+    0.8 and before: prompts have steps of their own, which come first, and a step verifies its own drafts."""
     sources: dict[str, Annotated[str, Field(min_length=1, max_length=2000)]]
     """Where the numbers come from, by dotted path; an entry covers all below it."""
 

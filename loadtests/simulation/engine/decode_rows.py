@@ -102,18 +102,20 @@ class DecodeRows:
             missed = np.searchsorted(rises, self._source.numbers[drawn_from : drawn_from + to_draw], side="right")
             self._drawn[self._drawn_at :, row] = self._longest + 1 - missed
 
-    def advance(self, verified: int, *, draft_runs: bool) -> tuple[int, list[int]]:
+    def advance(self, verified: int, *, draft_runs: bool, best_of: int = 0) -> tuple[int, list[int]]:
         """Run a step that verifies `verified` drafts per row: tokens generated, and accepted[i] as in StepCount.
 
-        `draft_runs`: whether the drafter takes the step's tokens in, where it lacks nothing before them. A row may generate more
-        than it should; `take_finished` gives the surplus back.
+        `draft_runs`: whether the drafter takes the step's tokens in, where it lacks nothing before them. With `best_of` each row
+        has so many drafts, and of all of them as many are verified as make `verified` per row, the likeliest of their classes;
+        accepted ends with the mean then. A row may generate more than it should; `take_finished` gives the surplus back.
         """
         rows = self.count
         if not draft_runs and not self._behind:
             self._fall_behind()
         if verified:
-            accepted = self._verify(verified)
+            accepted = self._verify(verified, best_of)
             generated = rows + sum(accepted)
+            accepted = accepted[:verified]
         else:
             accepted = []
             generated = rows
@@ -221,7 +223,7 @@ class DecodeRows:
         contexts: Integers = self._final[: self.count] - self._left[: self.count] + self._offset
         return contexts
 
-    def _verify(self, verified: int) -> list[int]:
+    def _verify(self, verified: int, best_of: int) -> list[int]:
         rows, at = self.count, self._drawn_at
         self._longest_lag = UNKNOWN
         if at == DRAWN_STEPS:
@@ -229,15 +231,24 @@ class DecodeRows:
             at = 0
         self._drawn_at = at + 1
         tokens = self._drawn[at, :rows]
-        if verified < self._longest:
+        if best_of > verified:
+            tokens = np.minimum(tokens, 1 + self._likeliest(verified, best_of), out=self._scratch[:rows])
+        elif verified < self._longest:
             tokens = np.minimum(tokens, self._one_more[verified], out=self._scratch[:rows])
         if self.lag_tokens:
             tokens = np.where(self._contexts() > self._valid[:rows], 1, tokens)  # a draft with a hole in its KV guesses wrong
         left = self._left[:rows]
         left -= tokens
         self._least_left = int(left[left.argmin()])
-        rows_by_tokens = np.bincount(tokens, minlength=verified + 2).tolist()
+        rows_by_tokens = np.bincount(tokens, minlength=max(verified, best_of) + 2).tolist()
         return list(accumulate(reversed(rows_by_tokens[2:])))[::-1]
+
+    def _likeliest(self, verified: int, best_of: int) -> Integers:
+        """How many drafts of each row are verified where the likeliest of all are; an earlier one of a row is never less likely."""
+        rows = self.count
+        survival = self._classes.survival[self._class[:rows], :best_of]
+        chosen = np.argsort(-survival.T, axis=None, kind="stable")[: rows * verified]
+        return np.bincount(chosen % rows, minlength=rows)
 
     def _draw(self) -> None:
         """Tokens that each row would generate in each of the next steps if it verified the longest drafts."""

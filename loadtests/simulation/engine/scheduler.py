@@ -1,6 +1,7 @@
 """Which requests of a simulated engine run in a step: seats, KV blocks, prompt chunks, preemption, as vLLM's V1 scheduler does it.
 
-Rows that decode come first; what is left of the token budget goes to prompts, those already begun before those that wait.
+Rows that decode come first; what is left of the token budget goes to prompts, those already begun before those that wait. With
+`prompts_apart` a step that computes prompts has all of the budget for them, as in V0.
 When blocks run out the youngest request gives up its own, goes back to the head of the queue and is recomputed later.
 Exact block counts cost microseconds, so a bound from above stands in for them wherever it says that everything fits.
 """
@@ -18,8 +19,9 @@ from nightjar.loadtests.simulation.profiles import Limits
 class SimulatedScheduler:
     """The requests of one engine: waiting, prefilling, decoding."""
 
-    def __init__(self, limits: Limits, longest: int, rows: DecodeRows) -> None:
+    def __init__(self, limits: Limits, longest: int, rows: DecodeRows, *, prompts_apart: bool = False) -> None:
         self.rows = rows
+        self._prompts_apart = prompts_apart
         self.pool = BlockPool(limits.num_blocks, limits.extra_blocks, limits.block_size)
         self.waiting: deque[SimulatedRequest] = deque()
         self.prefilling: list[SimulatedRequest] = []
@@ -140,7 +142,8 @@ class SimulatedScheduler:
         return (rows.context_tokens + rows.count * self._most_ahead) // self.pool.block_size + rows.count + self._prefill_blocks
 
     def _schedule_prefill(self, verified: int) -> int:
-        budget = whole_budget = self._max_num_batched_tokens - self.rows.count * (1 + verified)
+        beside = 0 if self._prompts_apart else self.rows.count * (1 + verified)
+        budget = whole_budget = self._max_num_batched_tokens - beside
         preemptions = self.preemptions
         for request in list(self.prefilling):
             if budget > 0 and request.held_blocks:

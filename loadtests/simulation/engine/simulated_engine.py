@@ -1,8 +1,9 @@
 """One engine in virtual time: continuous batching around the very Steering, StepCounters and DrafterLife of production.
 
-A step verifies the drafts of the step before and drafts for the step after, as in vLLM's V1 engine, and what counts as a clean step
-is what engine.scheduler.step_loop says. Fails closed: a request that can never fit, or one from a busy engine's future, raises
-ValueError. Numbered invariants, each with a test that names it:
+A step verifies the drafts of the step before and drafts for the step after, as in vLLM's V1 engine (or its own drafts, and prompts
+have steps of their own, where the profile says V0), and what counts as a clean step is what engine.scheduler.step_loop says.
+Fails closed: a request that can never fit, or one from a busy engine's future, raises ValueError.
+Numbered invariants, each with a test that names it:
 
 SIM-1 every request that was submitted is answered once, with all its tokens, or was aborted, or is still in the engine.
 SIM-2 tokens counted are tokens delivered, in the totals and in what is reported.
@@ -29,7 +30,7 @@ from nightjar.loadtests.simulation.engine.step_account import EngineTotals, Step
 from nightjar.loadtests.simulation.engine.truth import Truth, oracle_factory
 from nightjar.loadtests.simulation.planner_names import ORACLE
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
-from nightjar.loadtests.simulation.rivals import DRAFTS_MAX
+from nightjar.loadtests.simulation.rivals import DRAFTS_MORE, SELECTS
 from nightjar.loadtests.simulation.step_cost import DraftRun, prepared_cost
 from nightjar.policy.planners.local import LocalPlannerFactory
 from nightjar.policy.step.drafter import DrafterLife, Order
@@ -47,8 +48,8 @@ class SimulatedEngine:
     `speed` divides every step time (0.5: a card half as fast). `local_planners` are those that a Local plan may name; the oracle is
     always among them. With a `host_link` a dormant draft may be offloaded. `catch_up_chunk_tokens` is the most that one step
     recomputes (None: everything at once). `leased_restarts` holds begin and end of each restart under a lease, the end infinite
-    while it runs. `draws` decide which drafts requests accept (None: the seed's own). With a rival of `rivals.DRAFTS_MAX` the
-    drafter always runs the longest K, and the K chosen only says how many drafts the next step verifies.
+    while it runs. `draws` decide which drafts requests accept (None: the seed's own). With a rival of `rivals.DRAFTS_MORE` the
+    drafter runs more than the K chosen, which only says how many drafts a row are verified.
     """
 
     def __init__(
@@ -82,8 +83,9 @@ class SimulatedEngine:
         self._noise = NoiseStream(profile.step_noise, seed)
         self._classes = AcceptanceClasses(profile)
         self._rows = DecodeRows(self._classes, draws or draws_of(seed))
-        self._scheduler = SimulatedScheduler(profile.limits, self._longest, self._rows)
-        self._truth = Truth(self._prepared, self._classes, self._rows, profile.drafter)
+        self._is_v0 = profile.steps == "v0"
+        self._scheduler = SimulatedScheduler(profile.limits, self._longest, self._rows, prompts_apart=self._is_v0)
+        self._truth = Truth(self._prepared, self._classes, self._rows, profile.drafter, prompts_apart=self._is_v0)
         self._steering = Steering(
             max_num_speculative_tokens=self._longest,
             max_num_seqs=profile.limits.max_num_seqs,
@@ -103,7 +105,8 @@ class SimulatedEngine:
         )
         self._report_number = 0
         self._drafted = 0
-        self._drafts_max = False
+        self._more_drafts = 0
+        self._selects = False
         self._is_leased = False
 
     @property
@@ -175,11 +178,15 @@ class SimulatedEngine:
         if not scheduler.has_work:
             return _NOBODY
         extra_s = self._move_memory() if self._memory is not None else 0.0
-        prefill_tokens = scheduler.schedule(verified)
+        prefill_tokens = scheduler.schedule(self._longest if self._is_v0 else verified)
         self.totals.preemptions = scheduler.preemptions
-        count, context_tokens = rows.count, rows.context_tokens
-        order = self._order(count, prefill_tokens, context_tokens, rows.lag_tokens)
+        prompts_alone = self._is_v0 and prefill_tokens > 0
+        count, context_tokens, lag_tokens = (0, 0, 0) if prompts_alone else (rows.count, rows.context_tokens, rows.lag_tokens)
+        order = self._order(count, prefill_tokens, context_tokens, lag_tokens)
         drafted, catch_up_tokens = order
+        to_verify = min(self._steering.planned_num_speculative_tokens, drafted) if self._more_drafts else drafted
+        if self._is_v0:
+            verified = 0 if prompts_alone else to_verify
         draft_runs = drafted > 0 or catch_up_tokens > 0 or not self._can_be_dormant
         if catch_up_tokens:  # one pass of the draft over the chunk, the rows' newest tokens and the step's prompts
             passed = catch_up_tokens + count + prefill_tokens
@@ -193,9 +200,9 @@ class SimulatedEngine:
         self.now_s += seconds
         if catch_up_tokens:
             rows.catch_up(catch_up_tokens)
-        generated, accepted = rows.advance(verified, draft_runs=draft_runs) if count else (0, _NONE)
+        best_of = min(verified + self._more_drafts, self._longest) if self._selects else 0
+        generated, accepted = rows.advance(verified, draft_runs=draft_runs, best_of=best_of) if count else (0, _NONE)
         finished, first_tokens, surplus = self._deliver(prefill_tokens > 0, draft_runs)
-        to_verify = min(self._steering.planned_num_speculative_tokens, drafted) if self._drafts_max else drafted
         reached = [count] * verified if count else _NONE
         self._drafted = to_verify
         self._account.count(
@@ -266,7 +273,8 @@ class SimulatedEngine:
             self._life.confirm(self.now_s)
         elif not refused:
             self._life.adopt(settings, self.now_s)
-            self._drafts_max = isinstance(settings.plan, Local) and settings.plan.planner in DRAFTS_MAX
+            planner = settings.plan.planner if isinstance(settings.plan, Local) else ""
+            self._more_drafts, self._selects = DRAFTS_MORE.get(planner, 0), planner in SELECTS
         return refused
 
     def _order(self, count: int, prefill_tokens: int, context_tokens: int, lag_tokens: int) -> Order:
@@ -285,8 +293,9 @@ class SimulatedEngine:
         else:
             follows = prefill_tokens > 0 and self._scheduler.prefill_follows(self._drafted)
             chosen = steering.choose(count, prefill_tokens > 0, self.now_s, prefill_follows=follows)
-        if chosen is None or self._drafts_max:
-            chosen = self._longest
+        chosen = self._longest if chosen is None else min(chosen + self._more_drafts, self._longest)
+        if self._is_v0 and prefill_tokens:  # nothing decodes: the drafter reads the prompts where it runs anyhow
+            return Order(chosen if self._life.state in _AWAKE else 0, 0)
         if self._can_be_dormant:
             return self._life.before_step(chosen, lag_tokens, self.now_s)
         return Order(chosen, 0)
@@ -337,5 +346,6 @@ class SimulatedEngine:
         return relocation_s
 
 
+_AWAKE: Final = frozenset({DrafterState.ACTIVE, DrafterState.PROBING, DrafterState.IN_SYNC})
 _NONE: Final[list[int]] = []
 _NOBODY: Final[list[SimulatedRequest]] = []

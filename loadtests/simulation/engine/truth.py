@@ -35,8 +35,11 @@ FEWEST_PREFILLS: Final = 8
 class Truth:
     """True goodput of one engine's batch, in generated tokens per second at speed 1."""
 
-    def __init__(self, prepared: PreparedCost, classes: AcceptanceClasses, rows: DecodeRows, drafter: Drafter) -> None:
+    def __init__(
+        self, prepared: PreparedCost, classes: AcceptanceClasses, rows: DecodeRows, drafter: Drafter, *, prompts_apart: bool = False
+    ) -> None:
         self.arms = drafter.arms
+        self._prompts_apart = prompts_apart
         self._prepared = prepared
         self._classes = classes
         self._rows = rows
@@ -56,6 +59,8 @@ class Truth:
 
     def note_prefill(self, prefill_tokens: int, generated_tokens: int) -> None:
         """A step computed prompt tokens, when the engine had generated so many tokens since it started."""
+        if self._prompts_apart:
+            return  # no drafts are verified in such a step
         between = generated_tokens - self._tokens_at_prefill
         self._tokens_at_prefill = generated_tokens
         self._prefills = min(self._prefills + 1.0, PREFILL_MEMORY)

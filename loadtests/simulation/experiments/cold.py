@@ -6,7 +6,7 @@ The runs are those of the paper's comparison, without its rivals and without the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from nightjar.loadtests.load.regimes import Phase, Regime, repeated
 from nightjar.loadtests.simulation.campaign.contestants import Contestant
@@ -42,28 +42,41 @@ def runs(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
 
 
 def comparison(
-    kind: str, choice: Choice, nominal: Nominal, contestants: Sequence[Contestant], place: str = "", *, warm_too: bool = True
+    kind: str,
+    choice: Choice,
+    nominal: Nominal,
+    contestants: Sequence[Contestant],
+    place: str = "",
+    *,
+    warm_too: bool = True,
+    **different: Any,
 ) -> list[Cell]:
-    """One pair of models and one data set at every rate. `place` goes before the name of the place in the rows."""
+    """One pair of models and one data set at every rate. `place` goes before the name of the place in the rows; what is `different`
+    goes to scenes.cell."""
     cells = []
     for rate in choice.effort.paper_rates:
         asked_s = REQUESTS / rate
-        drain_s = max(DRAIN * REQUESTS / nominal.capacity - asked_s, 0.0) + LAST_ANSWER_S
-        one_pass = (Phase("poisson", asked_s, requests_per_s=float(rate)), Phase("drain", drain_s, requests_per_s=0.0))
+        pass_s = asked_s + drain_s(nominal, asked_s)
+        one_pass = (Phase("poisson", asked_s, requests_per_s=float(rate)), Phase("drain", pass_s - asked_s, requests_per_s=0.0))
         for passes, warm in ((1, ""), (2, WARM))[: 1 + warm_too]:
             scene = open_scene(nominal, f"{nominal.dataset.name} {rate}/s", repeated(Regime(one_pass), passes), 1)
-            first_s = (passes - 1) * (asked_s + drain_s)
+            first_s = (passes - 1) * pass_s
             cells += [
                 cell(
                     kind, scene, contestant, seed, until_the_last_answer,
-                    duration_s=first_s + asked_s + drain_s, warm_up_s=first_s, until_answered=True,
-                    variant=warm, place=f"{place}{scene.place}",
+                    duration_s=first_s + pass_s, warm_up_s=first_s, until_answered=True,
+                    variant=warm, place=f"{place}{scene.place}", **different,
                 )
                 for contestant in contestants
                 if choice.wants(contestant.name)
                 for seed in choice.effort.others
             ]  # fmt: skip
     return cells
+
+
+def drain_s(nominal: Nominal, asked_s: float) -> float:
+    """Seconds after which the last of REQUESTS, asked for `asked_s`, has been answered in any case."""
+    return max(DRAIN * REQUESTS / nominal.capacity - asked_s, 0.0) + LAST_ANSWER_S
 
 
 COLD_START: Final = Experiment(

@@ -12,7 +12,7 @@ Assumed: survival is the batch's, the same for all rows, so n comes in multiples
 confidence head (or on-line model) sees every drafted position and need not verify one to know of it; here each position's
 acceptance begins at the profile's nominal one, follows an exponential mean of the steps that verify it, and drifts back to
 nominal, a hundredth a step, while it is not verified. The engine charges a step the verification of K tokens and the drafting
-of K_max (registry.DRAFTS_MAX), and the profile given here holds exactly those times.
+of K_max (registry.DRAFTS_MORE), and the profile given here holds exactly those times.
 
 Not modelled: trimming by request, which is where a batch of easy and hard requests gains most; padding to captured graph
 sizes; its limits (no LoRA, no pipeline parallelism, model runner V2 only). It verifies nothing at K = 0 but drafts on: nothing

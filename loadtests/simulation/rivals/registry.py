@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from nightjar.loadtests.arms.stock_table import TableRows, tuned_table
+from nightjar.loadtests.simulation.planner_names import TETRIS
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
-from nightjar.loadtests.simulation.rivals import adaptive_verification, bandit_spec, prior, sglang, tables, turbo_spec
+from nightjar.loadtests.simulation.rivals import adaptive_verification, bandit_spec, prior, sglang, tables, tetris, turbo_spec
 from nightjar.loadtests.simulation.rivals.prior import MOST_ERROR, StepTimes, measure
 from nightjar.loadtests.simulation.step_cost import prepared_cost
 from nightjar.policy.planners.local import LocalPlannerFactory
@@ -28,11 +29,14 @@ RIVALS: Final[Mapping[str, LocalPlannerFactory]] = {
 }
 """Published planners, by the name in a `settings.Local` plan."""
 
-FOR_COMPARISON: Final[Mapping[str, LocalPlannerFactory]] = {**RIVALS, "pair": tables.build_pair}
-"""They and the static planner that nobody published."""
+FOR_COMPARISON: Final[Mapping[str, LocalPlannerFactory]] = {**RIVALS, "pair": tables.build_pair, TETRIS: tetris.build}
+"""They, the static planner that nobody published, and one that only the paper's comparison has."""
 
-DRAFTS_MAX: Final = frozenset({"vllm-adaptive-verification"})
-"""Planners whose drafter always runs K_max tokens: their K only says how many of them are verified."""
+DRAFTS_MORE: Final[Mapping[str, int]] = {"vllm-adaptive-verification": 32, TETRIS: 1}
+"""Planners whose drafter runs so many tokens more than their K, K_max at most: their K says how many a row are verified."""
+
+SELECTS: Final = frozenset({TETRIS})
+"""Those that choose among the drafts of all rows which are verified."""
 
 NOMINAL_CONTEXT: Final = 512
 """Context tokens of a row for which a table is tuned."""

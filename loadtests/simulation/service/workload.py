@@ -61,12 +61,14 @@ class Trace:
     """A CSV file of requests (traces.py).
 
     `time_scale` stretches its times (0.5: twice as fast); `rate_scale` keeps that share of its requests, or repeats them where
-    it is above 1 (each copy somewhere within the mean distance of two requests after its original).
+    it is above 1 (each copy somewhere within the mean distance of two requests after its original). `first`: only so many of the
+    file's requests, from its beginning.
     """
 
     path: Path
     time_scale: float = 1.0
     rate_scale: float = 1.0
+    first: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("time_scale", self.time_scale), ("rate_scale", self.rate_scale)):
@@ -124,7 +126,7 @@ class Workload:
             yield from map(Shape, prompts.tolist(), outputs.tolist(), classes.tolist(), cached.tolist())
 
     def _traced(self, trace: Trace, seed: int) -> Iterator[Demand]:
-        rows = read_trace(trace.path)
+        rows = read_trace(trace.path)[: trace.first]
         rng = np.random.default_rng((seed, _TRACE))
         due_s = np.array([row.due_s for row in rows]) * trace.time_scale
         copies = math.floor(trace.rate_scale) + (rng.random(len(rows)) < trace.rate_scale % 1.0)

@@ -1,4 +1,5 @@
-"""The paper's comparison beside ours: ratios to decoding without a drafter, a fixed chain of three, DSD and BanditSpec.
+"""The paper's comparison beside ours: ratios to decoding without a drafter, a fixed chain of three, TETRIS, DSD and
+BanditSpec.
 
 The paper's figures are from arXiv 2512.22420, each from the version named beside it: versions disagree about what a figure is
 compared with. Ours are means over the same kind of cells; what differs, and why, is in docs/results/paper.md.
@@ -14,15 +15,17 @@ from nightjar.loadtests.simulation.evidence.bar_list import THROUGHPUT, WARM
 from nightjar.loadtests.simulation.evidence.cells import GOODPUT, Cells, Found, ratios
 from nightjar.loadtests.simulation.evidence.grid import DASH, Grid, ratio, share
 from nightjar.loadtests.simulation.evidence.rows import RunRow
-from nightjar.loadtests.simulation.planner_names import FLEET, NIGHTJAR, OFF, ORACLE
+from nightjar.loadtests.simulation.planner_names import FLEET, NIGHTJAR, OFF, ORACLE, TETRIS
 
 FIXED: Final = "fixed-3 as published"
+TETRIS_AS_PUBLISHED: Final = f"{TETRIS} as published"
 DSD: Final = "turbospec as published"
 BANDIT: Final = "banditspec as published"
 
 AVERAGES: Final = (
     (OFF, "AR", 1.2729),
     (FIXED, "SD, fixed 3", 1.0832),
+    (TETRIS_AS_PUBLISHED, "TETRIS", 1.0739),
     (DSD, "DSD (TurboSpec)", 1.2289),
     (BANDIT, "BanditSpec", 1.1976),
 )
@@ -37,16 +40,32 @@ COLUMNS: Final = (
     ((ORACLE, ""), "oracle"),
 )
 """Planner and whether it had a first pass, and the head of its column."""
+LATENCIES: Final = (("e2e_mean_s", "end to end"), ("ttft_mean_s", "to the first token"), ("tpot_mean_s", "per token after it"))
+WHO: Final = (
+    *((who, name) for who, name, _ in AVERAGES if who != OFF),
+    *((planner, name) for (planner, warm), name in COLUMNS if not warm),
+)
+"""Who is compared with AR, as rows and tables name them."""
+TRACE: Final = "paper_trace"
+OFFLOAD: Final = "paper_offload"
+OFFLOAD_NEVER: Final = "never"
+"""The variant in which no weights move."""
 ASSUMPTIONS: Final = "paper_assumptions"
 """The kind of rows that hold other engines than the profiles'."""
+PAPER_KINDS: Final = ("paper", TRACE, OFFLOAD, ASSUMPTIONS)
+SHOWN_MEASURES: Final = (THROUGHPUT, GOODPUT, "share_off", *(measure for measure, _ in LATENCIES))
+"""What the tables here are made of."""
 
 
 def paper_grids(rows: Sequence[RunRow]) -> list[Grid]:
     """The paper's averages and its single figures, beside ours; ours by pair and data set; and what other engines would change."""
     kept = [row for row in rows if row.kind == "paper" and not row.error]
     others = [row for row in rows if row.kind == ASSUMPTIONS and not row.error]
-    drawn = (_averages, _averages_per_busy_s, _by_pair, _by_rate, _single_figures, _by_profile)
+    drawn = (_averages, _averages_per_busy_s, _latency, _by_pair, _by_rate, _single_figures, _by_profile)
     grids = [grid(kept) for grid in drawn] if kept else []
+    for kind, grid in ((TRACE, _by_trace), (OFFLOAD, _by_offload)):
+        mine = [row for row in rows if row.kind == kind and not row.error]
+        grids += [grid(mine)] if mine else []
     return [*grids, *([_by_assumption(others)] if others else [])]
 
 
@@ -67,6 +86,49 @@ def _averages_per_busy_s(rows: Sequence[RunRow]) -> Grid:
         ("over", *(name for _, name in COLUMNS)),
         tuple((name, *_cells(rows, GOODPUT, over)) for over, name, _ in AVERAGES),
         "Our metric: time in which an engine has nothing to do does not count.",
+    )
+
+
+def _latency(rows: Sequence[RunRow]) -> Grid:
+    return Grid(
+        "Latency beside throughput, over AR",
+        ("planner", "tokens per second", *(f"mean time {name}" for _, name in LATENCIES)),
+        tuple((name, *_over_off(rows, who)) for who, name in WHO),
+        "Means over pairs, data sets and rates, from a cold start. A time below 1 is shorter than AR's.",
+    )
+
+
+def _by_trace(rows: Sequence[RunRow]) -> Grid:
+    lines = []
+    for profile, load in dict.fromkeys((row.profile, row.load) for row in rows):
+        mine = [row for row in rows if (row.profile, row.load) == (profile, load)]
+        lines += [(profile, load.removeprefix("trace "), name, *_over_off(mine, who)) for who, name in WHO]
+    return Grid(
+        "A recorded load, over AR",
+        ("pair", "pace", "planner", "tokens per second", *(f"mean time {name}" for _, name in LATENCIES)),
+        tuple(lines),
+        "The trace's first 480 requests, as recorded and three times as fast.",
+    )
+
+
+def _over_off(rows: Sequence[RunRow], who: str) -> list[str]:
+    measures = (THROUGHPUT, *(measure for measure, _ in LATENCIES))
+    return [ratio(_mean(ratios(Cells.of(rows, measure), who, OFF))) for measure in measures]
+
+
+def _by_offload(rows: Sequence[RunRow]) -> Grid:
+    loads = list(dict.fromkeys(row.load for row in rows))
+    places = [(planner, load) for planner in (NIGHTJAR, FLEET) for load in loads]
+    cells = {place: Cells.of([row for row in rows if (row.planner, row.load) == place], THROUGHPUT) for place in places}
+    lines = []
+    for variant in dict.fromkeys(row.variant for row in rows):
+        told = (ratios(cells[place], f"{place[0]} ({variant})", f"{place[0]} ({OFFLOAD_NEVER})") for place in places)
+        lines.append((variant, *(ratio(_mean(found)) for found in told)))
+    return Grid(
+        "The draft leaves the GPU, by the share of free KV blocks below which memory is short: tokens per second over never",
+        ("short below", *(f"our {planner}, {load.split()[1]}" for planner, load in places)),
+        tuple(lines),
+        "The 7B pair on ShareGPT. The paper has 1.056 at 35 requests a second, and a plateau at about 10 %.",
     )
 
 

@@ -12,7 +12,7 @@ from nightjar.loadtests.simulation.experiments.catalogue import SUITE as OF_THE_
 from tests.benchmarks.policy import tables
 from tests.benchmarks.policy.bars import drift_bars, faulty_bars, liar_bars, lossy_bars, storm_bars
 from tests.benchmarks.policy.experiments.heads import HEADS
-from tests.benchmarks.policy.experiments.paper import PAPER
+from tests.benchmarks.policy.experiments.paper import PAPER, PAPER_OFFLOAD
 from tests.benchmarks.policy.experiments.paper_assumptions import PAPER_ASSUMPTIONS
 from tests.benchmarks.policy.experiments.regret import REGRET
 from tests.benchmarks.policy.experiments.robustness import DRIFT, FAULTY, LIAR, LOSSY
@@ -20,7 +20,20 @@ from tests.benchmarks.policy.experiments.storm import STORM
 from tests.benchmarks.policy.experiments.transition import CHANGING_FAST
 from tests.benchmarks.policy.experiments.uneven import UNEVEN
 
-OF_THE_BENCH: Final = (HEADS, STORM, DRIFT, LIAR, FAULTY, LOSSY, UNEVEN, REGRET, PAPER, PAPER_ASSUMPTIONS, CHANGING_FAST)
+OF_THE_BENCH: Final = (
+    HEADS,
+    STORM,
+    DRIFT,
+    LIAR,
+    FAULTY,
+    LOSSY,
+    UNEVEN,
+    REGRET,
+    PAPER,
+    PAPER_OFFLOAD,
+    PAPER_ASSUMPTIONS,
+    CHANGING_FAST,
+)
 
 
 def _grids(rows: Sequence[RunRow]) -> list[Grid]:

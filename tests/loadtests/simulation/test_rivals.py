@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nightjar.loadtests.arms.stock_table import tuned_table
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, Mechanics, read_profile
 from nightjar.loadtests.simulation.rivals import (
-    DRAFTS_MAX,
+    DRAFTS_MORE,
     ENTRIES,
     FOR_COMPARISON,
     RIVALS,
@@ -337,7 +337,7 @@ def test_rivals_have_names_of_their_own() -> None:
 
 def test_adaptive_verification_pays_for_the_longest_draft_whatever_it_verifies_and_never_rests() -> None:
     known = inputs(PAIR, Mechanics.DORMANT, seed=1, most_error=0.0)
-    entry = next(entry for entry in ENTRIES if entry.planner in DRAFTS_MAX)
+    entry = next(entry for entry in ENTRIES if entry.planner in DRAFTS_MORE)
     plan = rival_plan(entry, known)
     plan.options["survival"] = "0,0,0,0,0"
     seconds = {}
@@ -351,6 +351,19 @@ def test_adaptive_verification_pays_for_the_longest_draft_whatever_it_verifies_a
             assert busy.totals.catch_up_tokens == 0
             assert busy.totals.k_sum < 0.1 * busy.totals.decode_steps
     assert 2.0 * seconds["off"] < seconds["trimmed to nothing"] <= seconds["longest"]
+
+
+def test_tetris_drafts_one_more_than_it_verifies_of_a_row() -> None:
+    longer, chain, four = (
+        engine(PAIR, plan, local_planners=FOR_COMPARISON) for plan in (Local(planner="tetris"), held(3), held(4))
+    )
+    for busy in (longer, chain, four):
+        keep_busy(busy, users=16, steps=600)
+    per_step = [busy.totals.tokens / busy.totals.steps for busy in (longer, chain, four)]
+    seconds = [busy.totals.busy_s / busy.totals.steps for busy in (longer, chain, four)]
+    assert per_step[1] < per_step[0]
+    assert seconds[1] < seconds[0] < seconds[2]
+    assert longer.totals.k_sum / longer.totals.decode_steps == pytest.approx(3, rel=0.01)
 
 
 def test_bandits_learn_from_steps_whose_length_was_held() -> None:

@@ -64,6 +64,11 @@ def small_cache(profile: Profile) -> Profile:
     return profile.model_copy(update={"limits": profile.limits.model_copy(update={"num_blocks": SMALL_CACHE_BLOCKS})})
 
 
+def v0_steps(profile: Profile) -> Profile:
+    """Prompts in steps of their own, and a step that verifies its own drafts, as in vLLM 0.8."""
+    return profile.model_copy(update={"steps": "v0"})
+
+
 def all_of(*changes: Change) -> Change:
     """Several at once."""
 
@@ -83,6 +88,8 @@ CHANGES: Final[Mapping[str, Change]] = {
     "at most 8 requests at once": few_rows,
     "717 KV blocks for every pair": small_cache,
     "AR runs the drafter at K = 0": unchanged,
+    "vLLM V0's steps": v0_steps,
+    "vLLM V0's steps, better drafts": all_of(v0_steps, better_drafts),
     "better drafts, 717 KV blocks": all_of(better_drafts, small_cache),
     "better drafts, free proposing": all_of(better_drafts, free_proposer),
     "better drafts, at most 8 requests": all_of(better_drafts, few_rows),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,3 +53,15 @@ def test_sim_6_lag_is_what_the_draft_has_not_computed_whatever_is_done_to_the_ro
     for number, deed in enumerate([("join", 40), ("join", 40), *done]):
         do(rows, deed, number)
         rows.check_integrity()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_as_many_verified_drafts_the_likeliest_bring_more_tokens_and_without_more_drafts_than_that_the_same(seed: int) -> None:
+    def generated(best_of: int) -> int:
+        rows = DecodeRows(AcceptanceClasses(PAIR), draws_of(seed))
+        for number in range(40):
+            kind = number % len(PAIR.acceptance_classes)
+            rows.join(SimulatedRequest(number, 0.0, 40, 100_000, kind, generated_tokens=1, draft_tokens=40))
+        return sum(rows.advance(2, draft_runs=True, best_of=best_of)[0] for _ in range(200))
+
+    assert generated(0) == generated(2) < generated(3)

@@ -228,3 +228,18 @@ def test_regret_is_what_the_best_length_would_have_yielded_more() -> None:
         ratios.append(tracked.totals.expected_tokens / tracked.totals.best_tokens)
     assert ratios[0] < 0.85
     assert ratios[1] == pytest.approx(1.0, abs=0.02)
+
+
+def test_an_engine_of_v0_computes_prompts_alone_and_verifies_in_the_step_that_drafts() -> None:
+    later, own = (engine(PAIR.model_copy(update={"steps": steps}), held(3)) for steps in ("v1", "v0"))
+    for one in (later, own):
+        one.submit(SimulatedRequest(0, 0.0, 100, 50, 0))
+        one.step()
+        one.submit(SimulatedRequest(1, one.now_s, 100, 50, 0))
+        assert one.totals.tokens == 1
+    later.step()
+    assert later.totals.tokens > 2, "drafts of the step before are verified beside the second prompt"
+    own.step()
+    assert own.totals.tokens == 2, "a step of the second prompt alone"
+    own.step()
+    assert own.totals.tokens > 4, "drafts of this very step are accepted"

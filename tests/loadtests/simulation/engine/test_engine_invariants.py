@@ -37,6 +37,7 @@ class Load:
     mechanics: Mechanics
     offloads: bool
     aborts: bool
+    steps: str
 
 
 loads = st.builds(
@@ -46,6 +47,7 @@ loads = st.builds(
     mechanics=st.sampled_from(Mechanics),
     offloads=st.booleans(),
     aborts=st.booleans(),
+    steps=st.sampled_from(["v1", "v0"]),
 )
 
 
@@ -56,7 +58,9 @@ class Run:
         self._rng = random.Random(load.seed)
         self._load = load
         link = HostLink(1e10) if load.offloads else None
-        self.engine: SimulatedEngine = engine(TIGHT, seed=load.seed, mechanics=load.mechanics, host_link=link)
+        self.engine: SimulatedEngine = engine(
+            TIGHT.model_copy(update={"steps": load.steps}), seed=load.seed, mechanics=load.mechanics, host_link=link
+        )
         self.asked: list[SimulatedRequest] = []
         self.answered: list[SimulatedRequest] = []
         self.aborted: list[SimulatedRequest] = []

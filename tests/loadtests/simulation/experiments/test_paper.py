@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -15,10 +16,10 @@ from nightjar.loadtests.simulation.evidence.runner import Cell
 from nightjar.loadtests.simulation.experiments.cold import REQUESTS
 from nightjar.loadtests.simulation.profiles import Profile, read_profile
 from nightjar.loadtests.simulation.service.simulate import simulate
-from tests.benchmarks.policy.experiments.paper import runs
+from tests.benchmarks.policy.experiments.paper import offload_runs, runs, trace_runs
 from tests.benchmarks.policy.experiments.paper_assumptions import CHANGES, better_drafts
 from tests.benchmarks.policy.experiments.paper_assumptions import runs as assumption_runs
-from tests.benchmarks.policy.paper_table import ASSUMPTIONS, paper_grids
+from tests.benchmarks.policy.paper_table import ASSUMPTIONS, OFFLOAD, paper_grids
 from tests.loadtests.simulation.evidence.run_rows import row
 
 PAIR: Final = read_profile("vicuna-13b-68m-a100")
@@ -68,3 +69,50 @@ def test_the_table_of_assumptions_has_the_oracle_over_plain_decoding_by_pair() -
     ]
     (grid,) = paper_grids(rows)
     assert grid.rows == (("some change", "1.200", "1.100", "-", "1.200"),)
+
+
+def test_a_trace_is_played_from_its_beginning_at_two_paces_by_every_planner(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("".join(f"{second},{90 + second},{5 + second % 7}\n" for second in range(600)))
+    cells = trace_runs(replace(CHOICE, trace=trace), ())
+    assert [(cell.load, cell.planner) for cell in cells] == [("trace 1x", "off"), ("trace 3x", "off")]
+    results = [simulate(cell.job.scenario) for cell in cells if isinstance(cell.job, Simulate)]
+    assert [(result.answered, result.unfinished) for result in results] == [(REQUESTS, 0), (REQUESTS, 0)]
+    assert results[0].last_answer_s == pytest.approx(REQUESTS - 1, abs=5)
+    assert results[1].last_answer_s == pytest.approx((REQUESTS - 1) / 3, abs=5)
+
+
+def test_without_a_trace_none_is_played() -> None:
+    assert trace_runs(CHOICE, ()) == []
+
+
+def test_the_offload_runs_on_the_small_pair_alone_without_it_and_by_threshold() -> None:
+    choice = replace(CHOICE, profiles=(PAIR, read_profile("qwen-7b-0.5b-rtx4090")), planners=frozenset({"nightjar"}))
+    cells = offload_runs(choice, ())
+    assert {cell.profile for cell in cells} == {"qwen-7b-0.5b-rtx4090"}
+    scenarios = {cell.variant: cell.job.scenario for cell in cells if isinstance(cell.job, Simulate)}
+    rules = {
+        variant: one.planner.operator.offload_rules() for variant, one in scenarios.items() if one.planner.operator is not None
+    }
+    assert rules.pop("never") is None
+    assert not scenarios["never"].offload
+    assert [rule.free_share_below for rule in rules.values() if rule is not None] == sorted(
+        rule.free_share_below for rule in rules.values() if rule is not None
+    )
+    assert all(one.offload for variant, one in scenarios.items() if variant != "never")
+    assert len(scenarios) == 10
+
+
+def test_the_table_of_the_offload_is_over_never_by_planner_and_rate() -> None:
+    rows = [
+        row(OFFLOAD, planner, f"p/sharegpt {rate}/s", variant=variant, tokens_per_s=speed)
+        for planner, variant, rate, speed in (
+            ("nightjar", "never", 30, 10.0),
+            ("nightjar", "10%", 30, 11.0),
+            ("fleet", "never", 30, 10.0),
+            ("fleet", "10%", 30, 9.0),
+        )
+    ]
+    (grid,) = paper_grids(rows)
+    assert grid.columns == ("short below", "our nightjar, 30", "our fleet, 30")
+    assert grid.rows == (("never", "1.000", "1.000"), ("10%", "1.100", "0.900"))
