@@ -16,7 +16,6 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nightjar.loadtests.simulation.acceptance_curves import acceptance_curves
 from nightjar.policy.wire.record import MAX_BATCH_SIZE, NumSpeculativeTokens, describe_validation_error
 from nightjar.policy.wire.report import GroupKey
 
@@ -26,6 +25,7 @@ PROFILE_NAMES: Final = tuple(sorted(path.stem for path in PROFILES_FOLDER.glob("
 PUBLISHED_NAMES: Final = tuple(sorted(path.stem for path in (PROFILES_FOLDER / "published").glob("*.json")))
 """Profiles put together from numbers that others published, which nobody here could hold against an engine: they run by name."""
 SHIPPED_NAMES: Final = (*PROFILE_NAMES, *PUBLISHED_NAMES)
+CURVES_FILE: Final = PROFILES_FOLDER / "acceptance" / "inferencex.json"
 WITH: Final = "+"
 """Between a profile and an acceptance curve that takes the place of its own: `llama-70b-eagle3-8xh100+qwen3.5-mtp`."""
 
@@ -268,6 +268,49 @@ class Profile(Part):
     def mechanics(self, wished: Mechanics) -> Mechanics:
         """What an engine of this profile runs at K=0: stock where that is wished, else the least that its drafter can do with."""
         return Mechanics.STOCK if wished is Mechanics.STOCK else self.drafter.off
+
+
+class Curve(Part):
+    """Mean acceptance length by K, from 1, as somebody measured it: generated tokens of a row and step. It says nothing of step
+    times."""
+
+    model: str
+    file: str
+    run: str
+    lengths: Annotated[tuple[Annotated[float, Field(ge=1.0, le=33.0)], ...], Field(min_length=2, max_length=32)]
+
+    def survival(self) -> tuple[float, ...]:
+        """The probability that more than i drafts are accepted, as near to the curve's differences as one that never rises.
+
+        Each K was a run of its own, so neighbours that would rise with the position share their mean; where a longer K gave
+        less, nothing is accepted of what it adds.
+
+        >>> curve = Curve(model="m", file="f", run="1", lengths=(1.8, 2.3, 2.9, 2.8))
+        >>> [round(share, 3) for share in curve.survival()]
+        [0.8, 0.55, 0.55, 0.0]
+        """
+        runs: list[tuple[float, int]] = []
+        for later, earlier in zip(self.lengths, (1.0, *self.lengths), strict=False):
+            total, count = later - earlier, 1
+            while runs and runs[-1][0] / runs[-1][1] < total / count:
+                before, more = runs.pop()
+                total, count = total + before, count + more
+            runs.append((total, count))
+        return tuple(min(max(total / count, 0.0), 1.0) for total, count in runs for _ in range(count))
+
+
+class Curves(Part):
+    """Curves of one source, by name."""
+
+    source: str
+    licence: str
+    measured: str
+    curves: dict[str, Curve]
+
+
+def acceptance_curves() -> Curves:
+    """The curves that ship: InferenceX's."""
+    return Curves.model_validate_json(CURVES_FILE.read_text(encoding="utf-8"))
 
 
 def _with_curve(profile: Profile, name: str) -> Profile:

@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.loadtests.simulation.acceptance_curves import Curve, acceptance_curves
 from nightjar.loadtests.simulation.profiles import (
     PROFILE_NAMES,
     PROFILES_FOLDER,
     PUBLISHED_NAMES,
+    Curve,
     Mechanics,
     Profile,
     ProfileError,
+    acceptance_curves,
     read_profile,
 )
 from nightjar.loadtests.simulation.step_cost import step_cost
