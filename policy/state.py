@@ -171,21 +171,13 @@ class GroupState:
         assert plan is not None
         planned = tuple(plan.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]) for bucket in buckets)
         off = tuple(self.goodput(estimate, bucket, 0) for bucket in buckets)
-        gain = plan.gain_over_off
-
-        def worth(bucket: int) -> float | None:
-            """Of the plan's K, in tokens a second: where it saves time instead, as many more than off as that is worth."""
-            if not planned[bucket]:
-                return off[bucket]
-            if gain and (of_off := off[bucket]) is not None:
-                return of_off * (1.0 + max(gain[bucket], 0.0))
-            return self.goodput(estimate, bucket, planned[bucket])
-
         return PlanGoodput(
             accelerator=self.key.accelerator,
             max_num_seqs=self.key.max_num_seqs,
             planned=planned,
-            planned_goodput=tuple(worth(bucket) for bucket in buckets),
+            planned_goodput=tuple(
+                self.goodput(estimate, bucket, planned[bucket]) if planned[bucket] else off[bucket] for bucket in buckets
+            ),
             off_goodput=off,
             is_local=plan.local is not None,
         )

@@ -7,7 +7,7 @@ dwell and the kill switch act around it in the engine's step loop, so every plan
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,7 @@ class GroupPlan:
     whole, in the place of its rows.
 
     `mixed_rows` is K where drafts are expected to be verified beside prefill; empty where that is no other K. With `local` every
-    engine plans for itself instead, and there are no rows. `gain_over_off` is by bucket the share of the time of all requests that
-    the plan saves over off; empty where the predicted tokens a second say what it is worth.
+    engine plans for itself instead, and there are no rows.
     """
 
     rows: tuple[TableRow, ...]
@@ -40,7 +39,6 @@ class GroupPlan:
     reasons: tuple[Causes, ...] = ()
     local: Local | None = None
     mixed_rows: tuple[TableRow, ...] = ()
-    gain_over_off: tuple[float, ...] = field(default=(), compare=False)
 
     def num_speculative_tokens(self, decode_batch_size: int) -> int:
         """K at a decode batch size, as in a `Table` of these rows."""
@@ -197,16 +195,8 @@ def rows_of(lengths: Sequence[int], max_num_seqs: int) -> tuple[TableRow, ...]:
 
 
 def plan_of(
-    view: GroupView,
-    arms: npt.NDArray[np.int64],
-    mixed_arms: npt.NDArray[np.int64],
-    reasons: tuple[Causes, ...],
-    gain: npt.NDArray[np.float64] | None = None,
+    view: GroupView, arms: npt.NDArray[np.int64], mixed_arms: npt.NDArray[np.int64], reasons: tuple[Causes, ...]
 ) -> GroupPlan:
-    """The plan that runs these arms (indices, by bucket): in pure decode steps, and where drafts are verified beside prefill.
-
-    `gain` is its `gain_over_off`.
-    """
+    """The plan that runs these arms (indices, by bucket): in pure decode steps, and where drafts are verified beside prefill."""
     rows, mixed_rows = (rows_of([view.arms[arm] for arm in indices], view.key.max_num_seqs) for indices in (arms, mixed_arms))
-    gain_over_off = tuple(gain.tolist()) if gain is not None else ()
-    return GroupPlan(rows, reasons=reasons, mixed_rows=mixed_rows if mixed_rows != rows else (), gain_over_off=gain_over_off)
+    return GroupPlan(rows, reasons=reasons, mixed_rows=mixed_rows if mixed_rows != rows else ())

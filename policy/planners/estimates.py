@@ -180,7 +180,4 @@ def within(view: GroupView, estimate: Estimate, max_step_ms: float, last: GroupP
     planned_reasons = estimate.plan.reasons or (estimate.plan.summary,) * len(keeps)  # a plan held by a freeze has no others
     pairs = zip(keeps, planned_reasons, chosen.reasons, strict=True)
     reasons = tuple(own if is_kept else limited for is_kept, own, limited in pairs)
-    gain = None
-    if estimate.plan.gain_over_off and chosen.gain_over_off:
-        gain = np.where(keeps, estimate.plan.gain_over_off, chosen.gain_over_off)
-    return replace(estimate, plan=plan_of(view, arms, mixed_arms, reasons, gain), goodput_model=model)
+    return replace(estimate, plan=plan_of(view, arms, mixed_arms, reasons), goodput_model=model)

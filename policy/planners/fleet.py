@@ -44,7 +44,7 @@ def fleet_plan(view: GroupView, model: GoodputModel) -> GroupPlan:
     present = ArmPair(present_arms(view), present_mixed_arms(view))
     margin = view.settings.switch_margin
     chosen = choose_cold(model, present.pure, view) if is_cold else choose(model, present.pure, margin)
-    most_tokens = ArmPair(chosen, choose_mixed(model, chosen, present.pure, present.mixed))
+    most_tokens = ArmPair(chosen, choose_mixed(model, chosen, *present))
     least_time = most_tokens
     if not is_cold:
         sleeps = view.drafter_sleeps
@@ -70,7 +70,7 @@ def _planned(view: GroupView, model: GoodputModel, most_tokens: ArmPair, least_t
         )
         for bucket in view.buckets
     )
-    return plan_of(view, runs.pure, runs.mixed, reasons, runs.gain)
+    return plan_of(view, *runs, reasons)
 
 
 def choose(model: GoodputModel, present: npt.NDArray[np.int64], switch_margin: float) -> npt.NDArray[np.int64]:

@@ -25,19 +25,17 @@ Arms = npt.NDArray[np.int64]
 
 
 class ArmPair(NamedTuple):
-    """Indices of arms by bucket: of pure decode steps, and of those with prefill. `gain` is the share of the time of all requests
-    that they save over off; None where tokens a second say what they are worth."""
+    """Indices of arms by bucket: of pure decode steps, and of those with prefill."""
 
     pure: Arms
     mixed: Arms
-    gain: Floats | None = None
 
     def is_same(self, other: ArmPair) -> bool:
         """Whether both run the same everywhere."""
         return bool((self.pure == other.pure).all() and (self.mixed == other.mixed).all())
 
 
-ROUNDS: Final = 8
+ROUNDS: Final = 4
 """A token's time follows from K and K from it. Where they go in a circle, the longer K of the last two is taken."""
 MARGIN: Final = 0.002
 """Share of the time of all requests in the system during a step that another K must save."""
@@ -101,16 +99,17 @@ def choose_for_latency(
         tokens = tokens_until_the_end(survival, model.arms, left)
     buckets, lengths = np.arange(len(rows)), np.array(model.arms, dtype=float)
     share_s = waits.share_beside_prefill
-    row_s = np.gradient(mixed_s[:, 0], rows)
+    row_s = (mixed_s[-1, 0] - mixed_s[0, 0]) / (rows[-1] - rows[0])  # a sum of parts, each as long for every row
     may_run = _pairs(model.allowed, drafter_sleeps=drafter_sleeps)
     _, deviation = model.gain(present.pure)
-    deviation[:, 0] = 0.0
+    doubt, nobody = DOUBT_DEVIATIONS * deviation, np.zeros(len(rows))
+    doubt[:, 0] = 0.0
     requests = rows + waits.mean_waiting + waits.mean_prefilling
     to_come = requests * waits.load / (1.0 - waits.load)
     added_pure, added_mixed = pure_s - pure_s[:, :1], mixed_s - mixed_s[:, :1]
     chosen = present
     for _ in range(ROUNDS):
-        pure, mixed, _ = chosen
+        pure, mixed = chosen
         beside, alone = share_s / mixed_s[buckets, mixed], (1.0 - share_s) / pure_s[buckets, pure]
         share = beside / (beside + alone)
         step_s = (1.0 - share) * pure_s[buckets, pure] + share * mixed_s[buckets, mixed]
@@ -120,14 +119,14 @@ def choose_for_latency(
         for_slot = (1.0 - share) * (waits.mean_waiting + to_come)
         for_compute = share * (waits.mean_waiting + to_come) + waits.mean_prefilling
         at_stake_s = (requests + to_come) * step_s
-        saved_pure = saved_request_seconds(tokens, added_pure, rows, token_s, engine_s, for_slot, 0.0 * rows)
-        saved_pure -= DOUBT_DEVIATIONS * at_stake_s[:, None] * deviation
+        saved_pure = saved_request_seconds(tokens, added_pure, rows, token_s, engine_s, for_slot, nobody)
+        saved_pure -= at_stake_s[:, None] * doubt
         saved_mixed = saved_request_seconds(tokens, added_mixed, rows, token_s, engine_s, for_slot, for_compute)
         saved = (1.0 - share)[:, None, None] * saved_pure[:, :, None] + share[:, None, None] * saved_mixed[:, None, :]
         before, chosen = chosen, _best(np.where(may_run, saved, -np.inf), present, at_stake_s)
         if chosen.is_same(before):
             return chosen
-    return ArmPair(np.maximum(chosen.pure, before.pure), np.maximum(chosen.mixed, before.mixed), chosen.gain)
+    return ArmPair(np.maximum(chosen.pure, before.pure), np.maximum(chosen.mixed, before.mixed))
 
 
 def _pairs(allowed: npt.NDArray[np.bool_], *, drafter_sleeps: bool) -> npt.NDArray[np.bool_]:
@@ -146,5 +145,4 @@ def _best(saved: Floats, present: ArmPair, at_stake_s: Floats) -> ArmPair:
     best = flat.argmax(axis=1)
     kept = present.pure * saved.shape[2] + present.mixed
     stays = flat[buckets, kept] >= flat[buckets, best] - MARGIN * at_stake_s
-    chosen = np.where(stays, kept, best)
-    return ArmPair(*np.divmod(chosen, saved.shape[2]), flat[buckets, chosen] / at_stake_s)
+    return ArmPair(*np.divmod(np.where(stays, kept, best), saved.shape[2]))

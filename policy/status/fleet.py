@@ -21,7 +21,7 @@ from nightjar.policy.planners.base import told_arms
 from nightjar.policy.restarts.leases import GroupRestarts
 from nightjar.policy.state import FleetState, GroupState, PlanVariant, ReplicaState
 from nightjar.policy.status.causes import beside_plan, of_plan, of_replica, warnings
-from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range
+from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import MAX_REASON_LENGTH
 from nightjar.policy.wire.settings import Settings
@@ -273,13 +273,13 @@ def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[P
         variant = group.variant(replica)
         variants[id(variant.estimate)] = variant
         alike[id(variant.estimate), batch_bucket(batch), load.num_speculative_tokens] += 1
+    plan_goodputs = {key: group.plan_goodput(variant) for key, variant in variants.items()}
     for (key, bucket, length), count in alike.items():
-        plan, estimate, _ = variants[key]
-        assert plan is not None
-        runs = plan.num_speculative_tokens(FIRST_BATCH_SIZES[bucket])
-        planned, off, present = (group.goodput(estimate, bucket, one) for one in (runs, 0, length))
+        planned, off = plan_goodputs[key].planned_goodput[bucket], plan_goodputs[key].off_goodput[bucket]
         if planned is None or not off:
             continue
+        estimate, runs = variants[key].estimate, plan_goodputs[key].planned[bucket]
+        present = group.goodput(estimate, bucket, length)
         over = [estimate.told_gain(bucket, runs, other) if estimate is not None else None for other in (0, length)]
         doubts = [told.deviation if told is not None else None for told in over]
         yield from (Predicted(planned, off, present, *doubts) for _ in range(count))

@@ -85,17 +85,6 @@ def test_explain_says_for_which_objective_and_what_the_other_would_run(seen: Fle
     assert "objective latency would run K=5" in jobs.summary
 
 
-def test_a_restart_is_worth_the_time_that_its_k_saves_also_where_it_gives_fewer_tokens_a_second(seen: Fleet) -> None:
-    (group,), bucket = seen.state.groups.values(), batch_bucket(BATCH)
-    worth = group.plan_goodput(group.variant(seen.state.replicas["chat-1"]))
-    planned, off = worth.planned_goodput[bucket], worth.off_goodput[bucket]
-    predicted = group.goodput(group.estimate, bucket, 5)
-    assert planned is not None
-    assert off is not None
-    assert predicted is not None
-    assert predicted < off < planned
-
-
 def test_a_planner_that_learns_nothing_has_no_objective() -> None:
     seen = crowded(BATCH_JOBS.model_copy(update={"planner": "fixed"}))
     assert explain(seen.state, seen.decisions, seen.settings, (), "jobs-1", seen.now_s).objective == ""
