@@ -170,6 +170,7 @@ format: $(INSTALLED) ## ruff's formatter and safe fixes
 docs: $(SITE_INSTALLED) $(BENCH_INSTALLED) ## what is written from code: reference pages, docs/results, docs/licences.md, the chart's reference, rules and dashboards
 	for page in settings cli api metrics; do $(BIN)/python -m tests.reference $$page > docs/$$page.md.new && mv docs/$$page.md.new docs/$$page.md || exit 1; done
 	$(BIN)/python -m tests.benchmarks.results page > docs/results/README.md.new && mv docs/results/README.md.new docs/results/README.md
+	$(BIN)/python -m tests.benchmarks.results paper > docs/results/paper.md.new && mv docs/results/paper.md.new docs/results/paper.md
 	$(BIN)/python -m tests.licences > docs/licences.md.new && mv docs/licences.md.new docs/licences.md
 	$(BIN)/python -m helm.monitoring_files
 	$(BIN)/python -m helm.values_reference

@@ -61,7 +61,7 @@ def test_docs_written_by_hand_are_at_most_30000_words() -> None:
 
 def test_the_pages_that_make_docs_writes_are_not_counted() -> None:
     written = pages_by_command((ROOT / "Makefile").read_text(encoding="utf-8"))
-    assert written == {"settings", "cli", "api", "metrics", "licences", "results/README"}
+    assert written == {"settings", "cli", "api", "metrics", "licences", "results/README", "results/paper"}
 
 
 def test_what_explains_is_no_code() -> None:

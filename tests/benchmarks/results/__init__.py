@@ -2,5 +2,6 @@
 
 kept        from a run's folder to docs/results/BENCH.json, and back
 page        docs/results/README.md
-__main__    `python -m tests.benchmarks.results keep FOLDER`, and `page` for `make docs`
+paper       docs/results/paper.md, from the rows of the paper's comparison; paper_page.md is the text around them
+__main__    `python -m tests.benchmarks.results keep FOLDER`, `keep-paper FOLDER...`, and `page` and `paper` for `make docs`
 """

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from tests.benchmarks.results import kept
+from tests.benchmarks.results import kept, paper
 from tests.benchmarks.results.kept import KeptError
 from tests.benchmarks.results.page import PAGE, page
 
@@ -39,6 +39,28 @@ def print_page() -> None:
     """Print docs/results/README.md."""
     try:
         sys.stdout.write(page())
+    except KeptError as error:
+        _fail(error)
+
+
+@app.command()
+def keep_paper(
+    folders: Annotated[list[Path], typer.Argument(help="Of runs of `make bench-policy` with --only paper and its like.")],
+) -> None:
+    """Keep the rows of the paper's comparison under docs/results, in place of those that are kept, and write their page."""
+    try:
+        paper.keep(folders)
+        paper.PAGE.write_text(paper.page(), encoding="utf-8")
+    except KeptError as error:
+        _fail(error)
+    typer.echo(f"{paper.ROWS} and {paper.PAGE} are written: look at them and commit both")
+
+
+@app.command("paper")
+def print_paper() -> None:
+    """Print docs/results/paper.md."""
+    try:
+        sys.stdout.write(paper.page())
     except KeptError as error:
         _fail(error)
 
