@@ -35,7 +35,8 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
     )
 }
 OF_THE_BENCH: Final = (
-    "heads", "storm", "drift", "liar", "faulty", "lossy", "uneven", "regret", "paper", "paper-assumptions", "transition",
+    "heads", "storm", "drift", "liar", "faulty", "lossy", "uneven", "regret", "paper", "paper-offload", "paper-assumptions",
+    "transition",
 )  # fmt: skip
 """They are this project's evidence, and are not in the package."""
 SUITE: Final = Suite(

@@ -96,7 +96,7 @@ def complaints(folder: Path, rules: str, tests: list[dict[str, Any]]) -> str:
     (folder / "test.yaml").write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": tests}))
     assert PROMTOOL
     command = [PROMTOOL, "test", "rules", "test.yaml"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
 

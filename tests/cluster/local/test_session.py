@@ -85,7 +85,7 @@ def test_other_sessions_go_before_that_of_a_cluster_unless_the_user_says_otherwi
         environment[local_cluster.NICENESS_VARIABLE] = niceness
     ran = subprocess.run(
         [sys.executable, "-c", IN_A_SESSION_OF_ITS_OWN],
-        env=environment, start_new_session=is_own_session, capture_output=True, text=True, check=True, timeout=60,
+        env=environment, start_new_session=is_own_session, capture_output=True, text=True, check=True, timeout=600,
     )  # fmt: skip
     done, _, autogroup = ran.stdout.strip().partition(" ")
     assert (done, autogroup.partition(" ")[2]) == told

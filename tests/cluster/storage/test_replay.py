@@ -345,7 +345,7 @@ def test_inv_7_a_replay_in_another_process_with_other_hashes_is_equal(tmp_path: 
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=600,
     )
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
 
