@@ -94,9 +94,9 @@ def learn(
 
 
 def _with_switch_costs(group: GroupState, view: GroupView) -> GroupView:
-    if group.plan is None:
+    if view.settings.planner != "nightjar" or view.settings.switch_cost_table is not None:
         return view
-    plan_goodput = group.plan_goodput(PlanVariant(group.plan, group.estimate))
+    plan_goodput = group.plan_goodput(PlanVariant(group.plan or GroupPlan(()), group.estimate))
     return replace(view, switch_costs=switch_costs(group.restarts.catch_up, plan_goodput, view.settings))
 
 

@@ -92,14 +92,14 @@ NO_WAITS: Final = Waits()
 
 
 def waits_of_group(replicas: Iterable[Waits]) -> Waits:
-    """One look that stands for all of the replicas': each ratio is the median replica's, of those that had rows.
+    """One look that stands for all of the replicas': each ratio is the median replica's, of those that had rows of late.
 
     >>> quiet, queue = Waits(9.0, 9.0, 9.0), Waits(9.0, 9.0, 9.0, 9.0, 18.0, 9.0)
     >>> waits_of_group([quiet, queue, queue, NO_WAITS])
     Waits(looks=1.0, busy=1.0, decoding=1.0, beside_prefill=1.0, waiting=2.0, prefilling=1.0)
     """
     seen = [one for one in replicas if one.looks]
-    decoding = [one for one in seen if one.decoding]
+    decoding = [one for one in seen if one.decoding >= LEAST]
     if not decoding:
         return NO_WAITS
     return Waits(

@@ -46,7 +46,7 @@ def fleet_plan(view: GroupView, model: GoodputModel) -> GroupPlan:
     chosen = choose_cold(model, present.pure, view) if is_cold else choose(model, present.pure, margin)
     most_tokens = ArmPair(chosen, choose_mixed(model, chosen, *present))
     least_time = most_tokens
-    if not is_cold:
+    if not is_cold and only_length(view.evidence, view.arms) is None:
         sleeps = view.drafter_sleeps
         least_time = choose_for_latency(model, view.evidence, view.waits, present, drafter_sleeps=sleeps) or most_tokens
     return _planned(view, model, most_tokens, least_time)

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.evidence.cells import Evidence
+from nightjar.policy.evidence.cells import SHORTEST_STEP_SECONDS, Evidence
 from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.evidence.waits import Waits
 
@@ -94,6 +94,7 @@ def choose_for_latency(
     mixed_s, pure_s, rows, tokens = model.mixed_seconds, model.seconds, model.rows, model.tokens_per_row
     if mixed_s is None or pure_s is None or waits.is_nobody or len(rows) < 2:
         return None
+    mixed_s = np.maximum(mixed_s, SHORTEST_STEP_SECONDS)
     if evidence.answers_per_token > 0.0:
         survival, left = evidence.acceptance.acceptance(model.arms[-1]), max(1.0 / evidence.answers_per_token - 1.0, 1.0)
         tokens = tokens_until_the_end(survival, model.arms, left)

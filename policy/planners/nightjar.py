@@ -70,8 +70,12 @@ def plan(view: GroupView) -> GroupPlan:
 def _text_of(view: GroupView) -> str:
     """What restarts cost; the present table while it is as good."""
     local = view.present.local if view.present is not None else None
-    present = str(local.options["switch_cost"]) if local is not None else ""
-    return present if as_good_as(parse_rows(present), view.switch_costs) else format_rows(view.switch_costs)
+    present = str(local.options.get("switch_cost", "")) if local is not None else ""
+    try:
+        is_as_good = as_good_as(parse_rows(present), view.switch_costs)
+    except ValueError:  # no engine took it
+        is_as_good = False
+    return present if is_as_good else format_rows(view.switch_costs)
 
 
 def build(options: LocalOptions, context: LocalContext) -> AdaBinGreedy:

@@ -130,7 +130,8 @@ class OperatorSettings(BaseModel):
     )
     switch_margin: Annotated[float, Field(ge=0.0, le=0.5)] = Field(
         default=0.02,
-        description="Share by which another K's predicted goodput must exceed the present one's before the plan changes.",
+        description="Share by which another K's predicted goodput must exceed the present one's before the plan changes; of "
+        "objective throughput, and where no request waits.",
     )
 
     switch_cost_table: Annotated[tuple[SwitchCostRow, ...], Field(max_length=MAX_SWITCH_COST_ROWS)] | None = Field(

@@ -72,10 +72,10 @@ def check_rows(rows: Sequence[SwitchCostRow]) -> None:
         raise ValueError(f"{len(rows)} rows of switch cost, allowed are at most {MAX_SWITCH_COST_ROWS}")
     seen = set()
     for lag_tokens, batch, seconds in rows:
-        if lag_tokens < 1 or batch < 1 or not 0.0 <= seconds <= MAX_SWITCH_COST_S:
+        if not (1 <= lag_tokens < 10**9 and 1 <= batch < 10**5 and 0.0 <= seconds <= MAX_SWITCH_COST_S):
             raise ValueError(
-                f"switch cost [{lag_tokens}, {batch}, {seconds}]: a row is [longest lag in tokens >= 1, decode batch size >= 1, "
-                f"seconds from 0 to {MAX_SWITCH_COST_S:g}]"
+                f"switch cost [{lag_tokens}, {batch}, {seconds}]: a row is [longest lag in tokens >= 1 and below 10^9, decode "
+                f"batch size >= 1 and below 10^5, seconds from 0 to {MAX_SWITCH_COST_S:g}]"
             )
         if (lag_tokens, batch) in seen:
             raise ValueError(f"switch cost: lag {lag_tokens} at batch {batch} is given twice")

@@ -73,6 +73,13 @@ def test_a_group_without_rows_waits_for_nothing() -> None:
     assert waits_of_group([]) == waits_of_group([idle, NO_WAITS]) == NO_WAITS
 
 
+def test_replicas_that_were_idle_for_a_quarter_of_an_hour_do_not_tell_who_waits_now() -> None:
+    burst, busy = (EngineLoad(decode_batch_size=8, num_running_reqs=8, num_waiting_reqs=waiting) for waiting in (40, 0))
+    idle = NO_WAITS.after(burst, 8, 1.0).after(EngineLoad(), 8, 15 * HALF_LIFE_S)
+    group = waits_of_group([idle, idle, NO_WAITS.after(busy, 8, 1.0)])
+    assert (group.mean_waiting, group.is_nobody) == (0.0, True)
+
+
 def test_each_report_is_a_look_and_one_that_was_heard_before_is_none() -> None:
     seen = Fleet([Replica("r1", 4)])
     report = seen.replicas[0].report()

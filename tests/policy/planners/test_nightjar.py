@@ -16,6 +16,7 @@ from nightjar.policy.planners.local import LocalContext, LocalOptionsError, Step
 from nightjar.policy.planners.nightjar import AdaBinGreedy
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import GroupKey
+from nightjar.policy.wire.settings import Local
 from nightjar.policy.wire.switch_cost import PAPER_SWITCH_COST, SwitchCost, SwitchCostRow, format_rows
 from nightjar.policy.words import in_words
 
@@ -229,6 +230,11 @@ def test_a_learned_table_stays_until_a_row_of_it_is_off_by_a_quarter() -> None:
     first = planned()
     assert planned(((32, 1, 0.024), (128, 4, 0.042)), first) == first
     assert table_of(planned(((32, 1, 0.026), (128, 4, 0.05)), first)) == "32x1=0.026,128x4=0.05"
+
+
+@pytest.mark.parametrize("options", [{}, {"switch_cost": "9999999999x1=0.1"}])
+def test_a_plan_whose_table_no_engine_took_gets_the_learned_one(options: dict[str, float | int | str | bool]) -> None:
+    assert table_of(planned(present=GroupPlan((), local=Local(planner="nightjar", options=options)))) == format_rows(LEARNED)
 
 
 def test_another_table_keeps_what_the_bandit_learned_and_another_context_does_not() -> None:

@@ -50,6 +50,8 @@ def test_the_settings_give_no_table_unless_asked_to_and_an_empty_one_is_one() ->
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
+        ([[10**9, 8, 0.1]], "switch cost [1000000000, 8, 0.1]: a row is [longest lag in tokens >= 1 and below 10^9"),
+        ([[8, 10**5, 0.1]], "switch cost [8, 100000, 0.1]: a row is [longest lag in tokens >= 1 and below 10^9"),
         ([[0, 8, 0.1]], "switch cost [0, 8, 0.1]: a row is [longest lag in tokens >= 1"),
         ([[10, 8, -0.1]], "switch cost [10, 8, -0.1]"),
         ([[10, 8, 0.1], [10, 8, 0.2]], "lag 10 at batch 8 is given twice"),
