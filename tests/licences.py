@@ -30,7 +30,8 @@ LONGEST_NAME: Final = 24
 """Of a licence in words; what is longer is its text."""
 INTRODUCTION: Final = """# Licences of what Nightjar depends on
 
-Nightjar is Apache-2.0. Nothing of what stands here is part of it: pip installs each from its own source. `make docs` writes this
+Nightjar is Apache-2.0. Nothing of what stands here is part of it: pip installs each from its own source. Included are
+InferenceX's acceptance curves (Apache-2.0, rewritten as JSON). `make docs` writes this
 page from `pyproject.toml` and from what the installed packages say of themselves; what they depend on in
 turn is in `constraints-cpu.txt` and `constraints-gpu.txt`. The tests under ray.serve.llm install their own beside it
 (`tests/serve_llm/requirements.txt`: async-timeout, boto3 and moto, all three Apache-2.0).

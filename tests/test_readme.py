@@ -95,6 +95,7 @@ SAME_PROGRAM: Final = {
 
 NOT_HERE: Final = {
     ".ci/run": "runs this test, too",
+    "python -m tests.benchmarks.results keep-paper runs/policy/latest": "writes docs/results; tests/benchmarks/test_paper_page.py",
     "make install": "was run before any test",
     "make test-all": "takes hours, and runs this test, too",
     "make test-upgrade": "its tests are a part of `make test-slow`",
@@ -205,10 +206,10 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
     ),
     "nightjar simulate --trace azure_llm_2023_conv.csv": (a_trace, ("--quick", "--only", "open-loop"), ("trace",)),
     "nightjar simulate --goodput ttft:1000 tpot:50": (nothing, ("--quick", "--planner", "off"), ("are within ttft:1000 tpot:50",)),
-    "make bench-policy ARGS='--only paper'": (
-        nothing,
-        ("ARGS=--only paper --quick --planner off --runs FOLDER",),
-        ("until the last answer",),
+    "make bench-policy ARGS='--only paper --only paper-offload --seeds 1 --trace AzureLLMInferenceTrace_conv.csv'": (
+        a_trace,
+        ("ARGS=--only paper --quick --planner off --trace FOLDER/azure_llm_2023_conv.csv --runs FOLDER",),
+        ("until the last answer", "A recorded load"),
     ),
     "make bench-policy ARGS='--only paper-assumptions'": (
         nothing,

@@ -41,6 +41,14 @@ def test_rows_that_broke_off_are_not_kept(tmp_path: Path) -> None:
         paper.keep([run_of(tmp_path, broken)], tmp_path / "kept.csv")
 
 
+def test_rows_of_a_quick_run_are_not_kept(tmp_path: Path) -> None:
+    folder = run_of(tmp_path, row("paper", "off", "p/alpaca 35/s", tokens_per_s=1.0))
+    summary = folder / "summary.json"
+    summary.write_text(summary.read_text(encoding="utf-8").replace('"effort": "whole"', '"effort": "quick"'), encoding="utf-8")
+    with pytest.raises(KeptError, match="is of a quick run: run it without --quick"):
+        paper.keep([folder], tmp_path / "kept.csv")
+
+
 def test_a_page_of_too_few_rows_names_what_they_do_not_tell(tmp_path: Path) -> None:
     paper.keep([run_of(tmp_path, row("paper", "off", "p/alpaca 35/s", tokens_per_s=1.0))], tmp_path / "kept.csv")
     with pytest.raises(KeptError, match="is nothing among the kept rows; tables are The paper's comparison"):

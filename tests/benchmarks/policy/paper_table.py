@@ -105,7 +105,7 @@ def _by_trace(rows: Sequence[RunRow]) -> Grid:
         lines += [(profile, load.removeprefix("trace "), name, *_over_off(mine, who)) for who, name in WHO]
     return Grid(
         "A recorded load, over AR",
-        ("pair", "pace", "planner", "tokens per second", *(f"mean time {name}" for _, name in LATENCIES)),
+        ("pair", "speed", "planner", "tokens per second", *(f"mean time {name}" for _, name in LATENCIES)),
         tuple(lines),
         "The trace's first 480 requests, as recorded and three times as fast.",
     )

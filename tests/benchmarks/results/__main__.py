@@ -48,11 +48,16 @@ def keep_paper(
     folders: Annotated[list[Path], typer.Argument(help="Of runs of `make bench-policy` with --only paper and its like.")],
 ) -> None:
     """Keep the rows of the paper's comparison under docs/results, in place of those that are kept, and write their page."""
+    fresh = paper.ROWS.with_suffix(".new")
     try:
-        paper.keep(folders)
-        paper.PAGE.write_text(paper.page(), encoding="utf-8")
+        paper.keep(folders, fresh)
+        text = paper.page(fresh)
+        fresh.replace(paper.ROWS)
+        paper.PAGE.write_text(text, encoding="utf-8")
     except KeptError as error:
         _fail(error)
+    finally:
+        fresh.unlink(missing_ok=True)
     typer.echo(f"{paper.ROWS} and {paper.PAGE} are written: look at them and commit both")
 
 

@@ -31,8 +31,11 @@ _MARK: Final = re.compile(r"\[\[(.+?)\]\]")
 def keep(folders: Sequence[Path], path: Path = ROWS) -> None:
     """Write the rows of the comparison that the runs in these folders have, in place of those kept. Raises KeptError."""
     rows: list[RunRow] = []
-    for folder in folders:
-        if not read_summary(folder / "summary.json").run.has_ended:
+    for folder in dict.fromkeys(folders):
+        run = read_summary(folder / "summary.json").run
+        if run.effort == "quick":
+            raise KeptError(f"{folder} is of a quick run: run it without --quick")
+        if not run.has_ended:
             raise KeptError(f"{folder} is of a run that broke off: run it again")
         rows += [row for row in read_rows(folder / "rows.jsonl") if row.kind in PAPER_KINDS]
     broken = [row for row in rows if row.error]
