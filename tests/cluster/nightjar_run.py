@@ -15,7 +15,7 @@ from typing import Any, Final
 import yaml
 
 ROOT: Final = Path(__file__).parents[2]
-START_TIMEOUT_S: Final = 120.0
+START_TIMEOUT_S: Final = 600.0
 
 
 class Run:

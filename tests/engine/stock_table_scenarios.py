@@ -30,7 +30,7 @@ def learned_table() -> StockTable:
     for bucket in buckets_up_to(MAX_NUM_SEQS):
         batch = FIRST_BATCH_SIZES[bucket]
         for k in range(MAX_NUM_SPECULATIVE_TOKENS + 1):
-            seconds = 0.01 + 0.0004 * k + 0.0009 * batch * (1 + k)
+            seconds = 0.01 + 0.0004 * k + 0.00024 * batch * (1 + k)
             cells[Cell(bucket, k)] = CellEvidence(500.0, 500.0 * math.log(seconds), 500.0 * batch)
     known = Evidence(cells, AcceptanceEvidence((1e5,) * 4, (8e4, 5e4, 3e4, 2e4)))
     view = GroupView(key, parse_operator_settings({"mode": "auto"}), known)

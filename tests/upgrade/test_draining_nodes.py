@@ -25,7 +25,7 @@ from tests.ports import free_port
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 600.0
 DRAIN_S = "60"
 """What the chart sets from the time that a pod has to end; more than the 30 s that the replica has for its requests."""
 PIECES = 60

@@ -17,7 +17,7 @@ from tests.ports import free_port
 pytestmark = pytest.mark.ray
 
 TOKEN = "s3cret"
-CHANGE_TIMEOUT_S = 30.0
+CHANGE_TIMEOUT_S = 300.0
 
 
 def serve_values(port: int, *, user_config: dict[str, Any], builder: str = "build") -> dict[str, Any]:
