@@ -112,7 +112,7 @@ def decide_group(
         settings = freeze.settings_of(group_id, settings)
     tried = tried_in(context.canary, group_id, replicas, modes, context.overrides, now_s)
     modes |= {replica_id: (override.mode, "the canary") for replica_id, override in tried.overrides.items()}
-    limited = _with_limits(replicas, modes, settings, context.overrides, now_s, tried.overrides)
+    limited = _with_own_aims(replicas, modes, settings, context.overrides, now_s, tried.overrides)
     steered = {replica_id: replica for replica_id, replica in limited.items() if replica.can_be_steered}
     asked = {
         replica_id
@@ -134,7 +134,7 @@ def decide_group(
     return GroupOutcome(after, limited | learned | priced, decisions, tried, left)
 
 
-def _with_limits(
+def _with_own_aims(
     replicas: Mapping[str, ReplicaState],
     modes: Mapping[str, tuple[Mode, str]],
     settings: OperatorSettings,

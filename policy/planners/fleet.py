@@ -2,8 +2,9 @@
 
 Where requests wait or prompts are computed beside decode rows, the objective `latency` chooses by latency.py instead. Predicted
 goodput is rows * E(k) / step time (arXiv 2406.14066), also where a cell was never measured: there the step-time model answers,
-with the doubt that it deserves. The present K gives way only to one that is better by the margin and beyond
-doubt. Fails towards off: what is not known beyond doubt to beat off does not run, and nothing predicted below off stays.
+with the doubt that it deserves. By it the present K gives way only to one that is better by the margin and beyond doubt, and fails
+towards off: what is not known beyond doubt to beat off does not run, and nothing predicted below off stays. latency.py has a margin
+and a doubt of its own.
 One exception, for seconds: engines draft by their own settings before the first plan, and to stop them only to learn that
 they were right costs every one of them a restart. Until off itself was measured, an arm may run that has the odds on its side, and
 one that was measured goes on while it is predicted no worse than off: one replica measures off within seconds for all others.
