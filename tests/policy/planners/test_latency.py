@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from nightjar.policy.evidence.waits import NO_WAITS, Waits
 from nightjar.policy.planners.base import GroupPlan, GroupView
 from nightjar.policy.planners.fleet import fleet_plan
-from nightjar.policy.planners.latency import saved_request_seconds, tokens_until_the_end
+from nightjar.policy.planners.latency import MARGIN, ArmPair, _best, saved_request_seconds, tokens_until_the_end
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES
 from nightjar.policy.wire.operator import Objective
 from nightjar.policy.wire.settings import length_at
@@ -307,10 +307,12 @@ def test_drafts_beyond_the_end_of_short_answers_are_not_worth_their_time() -> No
     assert min(lengths(view_of(BESIDE_PREFILL).with_evidence(replace(known, answers_per_token=0.01)))) > 0
 
 
-def test_what_runs_stays_where_no_other_k_saves_enough() -> None:
-    view = view_of(BESIDE_PREFILL)
-    once = plan_for(view)
-    assert plan_for(view.with_plan(once)).rows == once.rows
+@pytest.mark.parametrize(("share", "runs"), [(0.9, 1), (1.1, 2)])
+def test_what_runs_stays_where_no_other_k_saves_enough(share: float, runs: int) -> None:
+    saved = np.full((1, 3, 3), -np.inf)
+    saved[0, 1, 1], saved[0, 2, 2] = 0.0, share * MARGIN * 5.0
+    chosen = _best(saved, ArmPair(np.array([1]), np.array([1])), np.array([5.0]))
+    assert (chosen.pure.tolist(), chosen.mixed.tolist()) == ([runs], [runs])
 
 
 @given(
