@@ -131,26 +131,26 @@ class StepCounters:
 
     def count(self, step: StepCount) -> None:
         """Add one step to the totals of its K and, if it is clean, to its cell."""
-        step_microseconds = step.step_microseconds
+        k, step_microseconds, prefill_tokens = step.num_speculative_tokens, step.step_microseconds, step.prefill_tokens
         self.step_count += 1
         self.busy_microseconds += step_microseconds
         self.transition_steps += step.in_transition
-        totals = self._totals.get(step.num_speculative_tokens)
+        totals = self._totals.get(k)
         if totals is None:
-            totals = self._totals[step.num_speculative_tokens] = _Totals(step.num_speculative_tokens)
+            totals = self._totals[k] = _Totals(k)
         totals.steps += 1
         totals.step_microseconds += step_microseconds
         totals.decode_rows += step.decode_rows
-        totals.prefill_tokens += step.prefill_tokens
+        totals.prefill_tokens += prefill_tokens
         totals.generated_tokens += step.generated_tokens
         totals.first_tokens += step.first_tokens
         totals.draft_tokens += sum(step.reached) - step.undrafted_tokens
         totals.accepted_tokens += sum(step.accepted)
         if step.clean:
             self._count_cell(step)
-        elif step.prefill_tokens and step.decode_rows and step_microseconds and not step.catch_up_tokens:
+        elif prefill_tokens and step.decode_rows and step_microseconds and not step.catch_up_tokens:
             self._count_prefill_cell(step)
-        elif step.catch_up_tokens and step_microseconds and not step.prefill_tokens and not step.in_transition:
+        elif step.catch_up_tokens and step_microseconds and not prefill_tokens and not step.in_transition:
             self._count_catch_up(step)
 
     def snapshot(
@@ -180,24 +180,24 @@ class StepCounters:
         )
 
     def _count_cell(self, step: StepCount) -> None:
-        k = step.num_speculative_tokens
-        key = (batch_bucket(step.decode_rows), k, False)
+        k, decode_rows, step_microseconds = step.num_speculative_tokens, step.decode_rows, step.step_microseconds
+        key = (batch_bucket(decode_rows), k, False)
         cell = self._cells.get(key)
         if cell is None:
             cell = self._cells[key] = _Cell(*key, reached=[0] * k, accepted=[0] * k)
-        log_seconds = log(max(step.step_microseconds, 1) / 1e6)
+        log_seconds = log(max(step_microseconds, 1) / 1e6)
         cell.steps += 1
-        cell.step_microseconds += step.step_microseconds
+        cell.step_microseconds += step_microseconds
         cell.log_step_seconds += log_seconds
         cell.log_step_seconds_squared += log_seconds * log_seconds
-        cell.decode_rows += step.decode_rows
+        cell.decode_rows += decode_rows
         cell.context_tokens += step.context_tokens
         cell.generated_tokens += step.generated_tokens
         cell.reached = list(map(add, cell.reached, step.reached))
         cell.accepted = list(map(add, cell.accepted, step.accepted))
         if not k:
-            before = self._off_microseconds.get(key[0], step.step_microseconds)
-            self._off_microseconds[key[0]] = before + OFF_MEMORY * (step.step_microseconds - before)
+            before = self._off_microseconds.get(key[0], step_microseconds)
+            self._off_microseconds[key[0]] = before + OFF_MEMORY * (step_microseconds - before)
 
     def _count_prefill_cell(self, step: StepCount) -> None:
         key = (batch_bucket(step.decode_rows), step.num_speculative_tokens, True)

@@ -155,7 +155,7 @@ def _median_interval(values: Sequence[float], seed: int) -> Interval:
 
 
 def _start(scheduler_class: type[Any], batch_size: int, folder: Path) -> Any:
-    from tests.engine.scheduler.scheduler_harness import make_request, make_scheduler
+    from tests.engine.scheduler.scheduler_harness import BLOCK_TOKENS, make_request, make_scheduler
 
     scheduler = make_scheduler(
         scheduler_class,
@@ -163,10 +163,11 @@ def _start(scheduler_class: type[Any], batch_size: int, folder: Path) -> Any:
         max_num_seqs=batch_size,
         max_num_speculative_tokens=MAX_NUM_SPECULATIVE_TOKENS,
         max_model_len=4096,
+        num_blocks=40_000,
         can_be_dormant=True,
     )
-    for index in range(batch_size):
-        scheduler.add_request(make_request(f"request-{index}", max_tokens=4000))
+    for index in range(batch_size):  # prompts of different lengths: as in service, rows begin a new block in different steps
+        scheduler.add_request(make_request(f"request-{index}", prompt_tokens=8 + index % BLOCK_TOKENS, max_tokens=4000))
     return scheduler
 
 

@@ -9,8 +9,8 @@ breach: the step drafts nothing, and the engine runs its own K from then on.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 
@@ -24,7 +24,8 @@ class DraftSlots:
     """
 
     def __init__(self, tables: Iterable[tuple[Mapping[str, Sequence[Any]], int]], *, own_slots: int, max_model_len: int) -> None:
-        self._tables = tuple(tables)
+        self._tables = tuple((blocks, block_tokens, defaultdict[str, int](int)) for blocks, block_tokens in tables)
+        """With the tokens that each request's blocks held when last looked at: until it leaves they only become more."""
         self._own_slots = own_slots
         self._max_model_len = max_model_len
 
@@ -44,23 +45,31 @@ class DraftSlots:
 
         Under async scheduling a request's computed tokens count drafts that may be rejected yet: the drafter writes no further.
         """
-        past_step = self._own_slots + max(num_speculative_tokens, 1) - 1
+        past_step = self._own_slots + (num_speculative_tokens or 1) - 1
         if not past_step:
             return ""  # every write is at a token that the target computes, too
         scheduled, cached = scheduler_output.num_scheduled_tokens, scheduler_output.scheduled_cached_reqs
-        new = [(each.req_id, each.num_computed_tokens) for each in scheduler_output.scheduled_new_reqs]
-        most = max(scheduled.values(), default=0) + past_step
-        for blocks, block_tokens in self._tables:
-            # vLLM's lists and not its requests: this runs for every row of every step.
-            for request_id, computed in chain(zip(cached.req_ids, cached.num_computed_tokens, strict=True), new):
-                slots = len(blocks[request_id]) * block_tokens
-                if slots < computed + most and slots < min(computed + scheduled[request_id] + past_step, self._max_model_len):
-                    return (
-                        f"request {request_id}: at K = {num_speculative_tokens} its drafter writes "
-                        f"{computed + scheduled[request_id] + past_step} tokens, and its blocks hold {slots}: vLLM reserved fewer "
-                        "slots than it writes, report this with the version of vLLM"
-                    )
+        rows: Iterable[tuple[str, int]] = zip(cached.req_ids, cached.num_computed_tokens, strict=True)
+        if scheduler_output.scheduled_new_reqs or len(self._tables) > 1:
+            rows = [*rows, *((new.req_id, new.num_computed_tokens) for new in scheduler_output.scheduled_new_reqs)]
+        most = max(scheduled.values()) + past_step
+        for blocks, block_tokens, slots in self._tables:
+            # This runs for every row of every step: it reads vLLM's lists, not its requests, and blocks only where it has to.
+            for request_id, computed in rows:
+                if slots[request_id] < computed + most:
+                    held = slots[request_id] = len(blocks[request_id]) * block_tokens
+                    if held < computed + most and held < min(computed + scheduled[request_id] + past_step, self._max_model_len):
+                        return (
+                            f"request {request_id}: at K = {num_speculative_tokens} its drafter writes "
+                            f"{computed + scheduled[request_id] + past_step} tokens, and its blocks hold {held}: vLLM reserved "
+                            "fewer slots than it writes, report this with the version of vLLM"
+                        )
         return ""
+
+    def leave(self, request_id: str) -> None:
+        """The request gives its blocks back: it has finished, or is preempted and comes again with others."""
+        for _, _, slots in self._tables:
+            slots.pop(request_id, None)
 
 
 def _is_by_position(manager: Any) -> bool:

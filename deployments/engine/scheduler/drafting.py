@@ -21,7 +21,7 @@ from nightjar.deployments.engine.scheduler.catch_up_plan import (
 from nightjar.deployments.engine.scheduler.draft_lending import DraftLending
 from nightjar.deployments.engine.scheduler.lag_ledger import LagLedger, known_tokens
 from nightjar.deployments.engine.worker.draft_work import RUN, SLEEP, WORK_ATTRIBUTE, DraftWork, Recompute
-from nightjar.policy.step.drafter import DrafterLife, Order
+from nightjar.policy.step.drafter import RUNS, DrafterLife, Order
 from nightjar.policy.wire.report import DrafterCounters, DrafterState
 
 LAG_AGE_STEPS: Final = 16
@@ -63,11 +63,14 @@ class Drafting:
 
     def enter(self, scheduler_output: Any, requests: Mapping[str, Any]) -> None:
         """Note the requests that begin or resume with this step, and the blocks that it copies."""
-        ledger = self.ledger
-        for copy in scheduler_output.kv_cache_block_copies or ():
-            ledger.copied(copy.src_block_id, copy.dst_block_id)
+        ledger, cached = self.ledger, scheduler_output.scheduled_cached_reqs
+        if copies := scheduler_output.kv_cache_block_copies:
+            for copy in copies:
+                ledger.copied(copy.src_block_id, copy.dst_block_id)
+        if not scheduler_output.scheduled_new_reqs and not cached.resumed_req_ids:
+            self._entered = []
+            return
         self._entered = [(new.req_id, new.num_computed_tokens) for new in scheduler_output.scheduled_new_reqs]
-        cached = scheduler_output.scheduled_cached_reqs
         if cached.resumed_req_ids:
             self._entered += [
                 (request_id, num_computed_tokens)
@@ -85,6 +88,8 @@ class Drafting:
 
         With `same_rows` no request begins with it. One that does may miss nothing, and then the drafter runs at once.
         """
+        if self.life.state in RUNS:
+            return False
         is_known = same_rows and self._missing_age_steps < LAG_AGE_STEPS
         return self.life.is_away or (is_known and self.life.waits(self._missing.priced_tokens, now_s))
 
@@ -121,23 +126,18 @@ class Drafting:
             ledger.draft_sleeps(requests.values())
             setattr(scheduler_output, WORK_ATTRIBUTE, SLEEP)
             return order, 0
-        portions: Iterable[Portion] = ()
         if not runs:
             ledger.draft_sleeps(requests.values())
             lagging = self._lagging(scheduler_output, requests)
-        if order.catch_up_tokens:
-            worthwhile = [row for row in lagging if row.is_worthwhile]
-            own_tokens = 0 if runs else sum(row.own_tokens for row in worthwhile)
-            portions = plan_catch_up(worthwhile, order.catch_up_tokens + own_tokens, reads_own_tokens=not runs)
-        recompute = tuple(_recompute(portion, requests[portion.request_id]) for portion in portions)
-        for portion in portions:
-            own = scheduler_output.num_scheduled_tokens[portion.request_id] if portion.own_tokens else 0
-            ledger.recomputed(portion.request_id, portion.last_token_exclusive + own)
+        recompute = self._caught_up(scheduler_output, requests, lagging, order, runs=runs) if order.catch_up_tokens else ()
         if runs:
             ledger.draft_runs(requests)
             if self._entered and ledger.behind:
                 ledger.read_together(self._entered, requests, scheduler_output.num_scheduled_tokens)
-        setattr(scheduler_output, WORK_ATTRIBUTE, DraftWork(runs, recompute) if recompute else RUN)
+        if not recompute:
+            setattr(scheduler_output, WORK_ATTRIBUTE, RUN)
+            return order, 0
+        setattr(scheduler_output, WORK_ATTRIBUTE, DraftWork(runs, recompute))
         recomputed_tokens = sum(len(portion.token_ids) for portion in recompute)
         self.recomputed_tokens += recomputed_tokens
         return order, recomputed_tokens
@@ -193,7 +193,22 @@ class Drafting:
     def rows_without_drafts(self, requests: Mapping[str, Any]) -> list[str]:
         """Requests whose drafts would stand on missing KV."""
         ledger = self.ledger
+        if not ledger.behind:
+            return []
         return [request_id for request_id in ledger.behind if request_id in requests and ledger.is_behind(requests[request_id])]
+
+    def _caught_up(
+        self, scheduler_output: Any, requests: Mapping[str, Any], lagging: Sequence[Candidate], order: Order, *, runs: bool
+    ) -> tuple[Recompute, ...]:
+        """What the step recomputes of rows that lag; from then on the ledger counts it as read."""
+        worthwhile = [row for row in lagging if row.is_worthwhile]
+        own_tokens = 0 if runs else sum(row.own_tokens for row in worthwhile)
+        portions = plan_catch_up(worthwhile, order.catch_up_tokens + own_tokens, reads_own_tokens=not runs)
+        recompute = tuple(_recompute(portion, requests[portion.request_id]) for portion in portions)
+        for portion in portions:
+            own = scheduler_output.num_scheduled_tokens[portion.request_id] if portion.own_tokens else 0
+            self.ledger.recomputed(portion.request_id, portion.last_token_exclusive + own)
+        return recompute
 
     def _lagging(self, scheduler_output: Any, requests: Mapping[str, Any]) -> list[Candidate]:
         """Scheduled rows that are behind or may be: those that decode, and prompts of which nothing is missing so far."""

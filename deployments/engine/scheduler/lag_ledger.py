@@ -125,6 +125,8 @@ class LagLedger:
     def draft_runs(self, requests: Mapping[str, Any]) -> None:
         """The drafter reads this step's tokens of all rows: those that miss nothing before them stay in sync, or are again."""
         self._rows_may_be_in_sync = True
+        if not self._behind:
+            return
         for request_id in [name for name, valid in self._behind.items() if valid >= requests[name].num_computed_tokens]:
             del self._behind[request_id]
 

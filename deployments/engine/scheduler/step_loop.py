@@ -8,7 +8,7 @@ from then on the engine runs its own K, uncounted, and none while its draft mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 from uuid import uuid4
 
@@ -31,7 +31,7 @@ from nightjar.deployments.engine.scheduler.step_note import (
 from nightjar.deployments.engine.worker.draft_work import SLEEP, WORK_ATTRIBUTE
 from nightjar.policy.planners.local import StepOutcome
 from nightjar.policy.step.counters import StepCount, StepCounters
-from nightjar.policy.step.drafter import Order
+from nightjar.policy.step.drafter import OFF
 from nightjar.policy.step.steering import Steering
 from nightjar.policy.wire.report import DrafterCounters, DrafterState, EngineLoad, EngineSnapshot
 from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
@@ -83,7 +83,7 @@ class StepLoop:
         self._settle_steps = settle_steps
         self._drafts_every_row = drafts_every_row
         self._num_speculative_tokens = max_num_speculative_tokens
-        self._decoding: Mapping[str, int] = {}
+        self._decoding: Sequence[str] = ()
         self._context_tokens = 0
         self._held_steps = 0
         self._steps_since_prefill = 0
@@ -123,6 +123,8 @@ class StepLoop:
 
     def leave(self, request: Any) -> None:
         """The request is about to give its blocks back: it has finished, or is preempted and comes again."""
+        if self._draft_slots is not None:
+            self._draft_slots.leave(request.request_id)
         if self._capped and request.is_finished():
             self._capped.pop(request.request_id, None)
             if self.drafting is not None:
@@ -146,7 +148,7 @@ class StepLoop:
         if not self.fault:
             try:
                 now_s = self.clock()
-                most = self.steering.most(max(num_running, 1), now_s)
+                most = self.steering.most(num_running or 1, now_s)
                 return most is not None and (most == 0 or drafting.stays_asleep(now_s, same_rows=not num_waiting))
             except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
                 self._fail("sleeps", error)
@@ -154,10 +156,11 @@ class StepLoop:
 
     def draft_limits(self, requests: Mapping[str, Any]) -> dict[str, int]:
         """How many of its drafts a row may verify, for rows that may not verify all."""
-        limits = {request_id: cap for request_id, cap in self._capped.items() if request_id in requests}
+        limits = {request_id: cap for request_id, cap in self._capped.items() if request_id in requests} if self._capped else {}
         if self.drafting is not None and not self.fault:
             try:
-                limits |= dict.fromkeys(self.drafting.rows_without_drafts(requests), 0)
+                if without := self.drafting.rows_without_drafts(requests):
+                    limits |= dict.fromkeys(without, 0)
             except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
                 self._fail("draft_limits", error)
         return limits
@@ -273,7 +276,7 @@ class StepLoop:
             longest_lag_tokens,
             prefill_follows=follows,
         )
-        k, order, recomputed_tokens = scheduler_output.num_spec_tokens_to_schedule, Order(0, 0), 0
+        k, order, recomputed_tokens = scheduler_output.num_spec_tokens_to_schedule, OFF, 0
         if chosen is not None:
             k = min(chosen, self._max_num_speculative_tokens)
         if self._capped and k:
@@ -288,8 +291,9 @@ class StepLoop:
             k, runs = order.num_speculative_tokens, getattr(scheduler_output, WORK_ATTRIBUTE).runs
         if getattr(scheduler_output, "skip_drafts", False):
             k = 0  # vLLM 0.33, runner V2: no row can use drafts, so none are proposed. The drafter runs for its KV.
-        if runs and self._draft_slots is not None:
-            self._check_slots(self._draft_slots, scheduler_output, k)
+        if runs and self._draft_slots is not None and (breach := self._draft_slots.breach(scheduler_output, k)):
+            self.draft_slot_breaches += 1
+            raise RuntimeError(breach)
         scheduler_output.num_spec_tokens_to_schedule = k
         self._held_steps = self._held_steps + 1 if k == self._num_speculative_tokens else 1
         self._steps_since_prefill = 0 if prefill_tokens else self._steps_since_prefill + 1
@@ -311,11 +315,6 @@ class StepLoop:
             recomputed_tokens,
         )
 
-    def _check_slots(self, slots: DraftSlots, scheduler_output: Any, k: int) -> None:
-        if breach := slots.breach(scheduler_output, k):
-            self.draft_slot_breaches += 1
-            raise RuntimeError(breach)
-
     def _verifies_fully(self, scheduler_output: Any, requests: dict[str, Any], k: int) -> bool:
         return verifies_fully(
             scheduler_output, requests, k, max_model_len=self._max_model_len, drafts_every_row=self._drafts_every_row
@@ -336,12 +335,13 @@ class StepLoop:
         A row that decodes goes on doing so until it is preempted, so as long as the same rows decode the requests need not be
         looked at: their context grows by what was generated.
         """
+        cached = scheduler_output.scheduled_cached_reqs
+        entering = scheduler_output.scheduled_new_reqs or cached.resumed_req_ids
+        if not entering and cached.req_ids == self._decoding:
+            return len(self._decoding), self._context_tokens, 0
         scheduled = scheduler_output.num_scheduled_tokens
-        entering = scheduler_output.scheduled_new_reqs or scheduler_output.scheduled_cached_reqs.resumed_req_ids
-        if not entering and scheduled.keys() == self._decoding.keys():
-            return len(scheduled), self._context_tokens, 0
         found = classify(scheduled, requests, bool(entering))
-        self._decoding = {} if found[2] else scheduled
+        self._decoding = () if found[2] else list(scheduled)
         self._context_tokens = found[1]
         return found
 
@@ -371,48 +371,49 @@ class StepLoop:
         step_microseconds = 0 if previous_s is None else max(round((verified.output_s - previous_s) * 1e6), 1)
         if step_microseconds:
             self._step_microseconds = step_microseconds
-        clean = note.comparable and note.settled and step_microseconds > 0 and not note.recomputed_tokens
+        k, decode_rows, prefill_tokens, settled = note.num_speculative_tokens, note.decode_rows, note.prefill_tokens, note.settled
+        recomputed_tokens, (reached, accepted, output_s) = note.recomputed_tokens, verified
+        clean = settled and note.comparable and step_microseconds > 0 and not recomputed_tokens
         sampled = model_runner_output.sampled_token_ids
         generated_tokens = sum(map(len, sampled))
         self._context_tokens += generated_tokens
-        first_tokens = max(sum(map(bool, sampled)) - note.decode_rows, 0) if note.prefill_tokens else 0
-        reached = verified.reached
+        first_tokens = max(sum(map(bool, sampled)) - decode_rows, 0) if prefill_tokens else 0
+        undrafted_tokens = 0
         if clean and not self._drafts_every_row:
-            reached = [note.decode_rows if position < note.num_speculative_tokens else 0 for position in range(len(reached))]
+            reached = [decode_rows if position < k else 0 for position in range(len(reached))]
+            undrafted_tokens = sum(reached) - sum(verified.reached)
         self.counters.count(
-            StepCount(
-                num_speculative_tokens=note.num_speculative_tokens,
-                decode_rows=note.decode_rows,
-                context_tokens=note.context_tokens,
-                prefill_tokens=note.prefill_tokens,
-                generated_tokens=generated_tokens,
-                reached=reached,
-                accepted=verified.accepted,
-                step_microseconds=step_microseconds,
-                clean=clean,
-                in_transition=not note.prefill_tokens and not note.settled,
-                catch_up_tokens=note.recomputed_tokens,
-                undrafted_tokens=sum(reached) - sum(verified.reached),
-                first_tokens=first_tokens,
+            StepCount(  # by position: by name it takes twice as long
+                k,
+                decode_rows,
+                note.context_tokens,
+                prefill_tokens,
+                generated_tokens,
+                reached,
+                accepted,
+                step_microseconds,
+                clean,
+                not settled and not prefill_tokens,
+                recomputed_tokens,
+                undrafted_tokens,
+                first_tokens,
             )
         )
         if self.drafting is not None:
-            self.drafting.life.after_step(note.order, verified.reached, verified.accepted, verified.output_s)
+            self.drafting.life.after_step(note.order, verified.reached, accepted, output_s)
         if clean:
-            self.steering.count_clean_step(
-                note.decode_rows, note.num_speculative_tokens, generated_tokens, step_microseconds / 1e6, verified.output_s
-            )
-        if self.steering.plans_locally and step_microseconds and not note.prefill_tokens and not note.recomputed_tokens:
+            self.steering.count_clean_step(decode_rows, k, generated_tokens, step_microseconds / 1e6, output_s)
+        if self.steering.plans_locally and step_microseconds and not prefill_tokens and not recomputed_tokens:
             self.steering.learn(
                 StepOutcome(
-                    num_speculative_tokens=note.num_speculative_tokens,
-                    decode_rows=note.decode_rows,
+                    num_speculative_tokens=k,
+                    decode_rows=decode_rows,
                     context_tokens=note.context_tokens,
                     generated_tokens=generated_tokens,
                     step_seconds=step_microseconds / 1e6,
                     reached=reached,
-                    accepted=verified.accepted,
-                    settled=note.settled,
+                    accepted=accepted,
+                    settled=settled,
                 )
             )
 

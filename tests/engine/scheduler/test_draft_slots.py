@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nightjar.policy.wire.report import DrafterState, EngineLoad
 
@@ -187,6 +190,84 @@ def test_a_row_needs_no_slots_past_the_last_position_of_the_model_and_every_grou
     assert at_limit.breach(step, 4) == ""
     assert DraftSlots([roomy], own_slots=1, max_model_len=25).breach(step, 4) == ""
     assert DraftSlots([roomy, full], own_slots=1, max_model_len=25).breach(step, 4)
+
+
+GROUP_TOKENS = (4, 6)
+"""Tokens of a block in each of the two KV cache groups below."""
+MAX_MODEL_LEN = 60
+
+
+class Rows:
+    """Requests with blocks in two groups, as vLLM's managers hold them: a list that grows, and goes when its request leaves."""
+
+    def __init__(self, own_slots: int) -> None:
+        self.tables: list[dict[str, list[None]]] = [{} for _ in GROUP_TOKENS]
+        self.computed: dict[str, int] = {}
+        self.slots = DraftSlots(zip(self.tables, GROUP_TOKENS, strict=True), own_slots=own_slots, max_model_len=MAX_MODEL_LEN)
+        self.own_slots = own_slots
+
+    def enter(self, name: str, found: int) -> None:
+        """New, or back after a preemption, with so many tokens found in the prefix cache."""
+        self.computed[name] = found
+        for table in self.tables:
+            table[name] = []
+
+    def leave(self, name: str) -> None:
+        self.slots.leave(name)
+        del self.computed[name]
+        for table in self.tables:
+            del table[name]
+
+    def grow(self, name: str, tokens: int) -> None:
+        """Give the request the blocks for so many tokens; those that it has stay its own."""
+        for table, block_tokens in zip(self.tables, GROUP_TOKENS, strict=True):
+            table[name] += [None] * (-(-tokens // block_tokens) - len(table[name]))
+
+    def short(self, scheduled: Mapping[str, int], length: int) -> set[str]:
+        """Rows of the step whose drafter would write past the blocks of one group: every row's blocks, counted anew."""
+        past_step = self.own_slots + max(length, 1) - 1
+        last = {name: min(self.computed[name] + tokens + past_step, MAX_MODEL_LEN) for name, tokens in scheduled.items()}
+        return {
+            name
+            for table, block_tokens in zip(self.tables, GROUP_TOKENS, strict=True)
+            for name in scheduled
+            if past_step and len(table[name]) * block_tokens < last[name]
+        }
+
+
+ROW = st.tuples(st.sampled_from("abcde"), st.integers(1, 12), st.sampled_from((0, 0, 0, 0, 1, 2, 5)), st.integers(0, 6))
+"""A row of a step: the tokens that it computes, how many of the slots that it needs are missing, and how many are rejected."""
+STEP = st.tuples(
+    st.integers(0, 4), st.lists(ROW, min_size=1, max_size=5, unique_by=lambda row: row[0]), st.sets(st.sampled_from("abcde"))
+)
+
+
+@given(own_slots=st.integers(0, 1), steps=st.lists(STEP, max_size=25), found=st.sampled_from((0, 3, 45)))
+def test_a_breach_is_found_in_the_very_step_in_which_a_look_at_every_rows_blocks_finds_it(
+    own_slots: int, steps: Sequence[tuple[int, list[tuple[str, int, int, int]], set[str]]], found: int
+) -> None:
+    """K changes, rows come, sit out, are cut back, leave and come again, prompts are computed beside; blocks may be too few."""
+    rows = Rows(own_slots)
+    for length, wanted, leaving in steps:
+        for name in leaving & rows.computed.keys():
+            rows.leave(name)
+        entering = [name for name, _, _, _ in wanted if name not in rows.computed]
+        for name in entering:
+            rows.enter(name, found)
+        scheduled = {name: tokens for name, tokens, _, _ in wanted}
+        for name, tokens, missing, _ in wanted:
+            rows.grow(name, min(rows.computed[name] + tokens + own_slots + max(length, 1) - 1, MAX_MODEL_LEN) - missing)
+        cached = [name for name in scheduled if name not in entering]
+        step = SimpleNamespace(
+            num_scheduled_tokens=scheduled,
+            scheduled_cached_reqs=SimpleNamespace(req_ids=cached, num_computed_tokens=[rows.computed[name] for name in cached]),
+            scheduled_new_reqs=[SimpleNamespace(req_id=name, num_computed_tokens=rows.computed[name]) for name in entering],
+        )
+        breach, short = rows.slots.breach(step, length), rows.short(scheduled, length)
+        assert bool(breach) is bool(short)
+        assert not breach or breach.split(":")[0].removeprefix("request ") in short
+        for name, tokens, _, rejected in wanted:
+            rows.computed[name] = max(rows.computed[name] + tokens - min(rejected, tokens - 1), 0) % MAX_MODEL_LEN
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_a_step_whose_drafts_vllm_skips_counts_as_one_without(skips: bool | None
         num_scheduled_tokens={"a": 1},
         total_num_scheduled_tokens=1,
         scheduled_new_reqs=[],
-        scheduled_cached_reqs=SimpleNamespace(resumed_req_ids=set()),
+        scheduled_cached_reqs=SimpleNamespace(req_ids=["a"], resumed_req_ids=set()),
         scheduled_spec_decode_tokens={},
         num_spec_tokens_to_schedule=5,
         **({} if skips is None else {"skip_drafts": skips}),
