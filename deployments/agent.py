@@ -67,6 +67,12 @@ class ReplicaIdentity:
     group: GroupKey
     steered: Steered = FULLY  # as the engine started
     notice: str = ""  # what an operator should know of this engine
+    rank: int | None = None  # of data parallelism, where the replica has an engine for each
+
+    @property
+    def reports_as(self) -> str:
+        """The policy's name for this engine: each rank of data parallelism is a replica to it."""
+        return self.replica_id if self.rank is None else f"{self.replica_id}-dp{self.rank}"
 
     @property
     def serving_plainly(self) -> str:
@@ -209,7 +215,7 @@ class ReplicaAgent:
         steered = level_now(identity.steered, identity.group.drafter_kind, snapshot)
         self._report_number += 1
         report = LoadReport(
-            replica_id=identity.replica_id,
+            replica_id=identity.reports_as,
             application=identity.application,
             deployment=identity.deployment,
             node_id=identity.node_id,

@@ -142,12 +142,12 @@ class LLMConfig(SteeringOptions):
     @property
     def num_workers(self) -> int:
         """Processes that run the model, one accelerator each."""
-        return num_workers(self.engine_kwargs)
+        return num_workers(self.engine_kwargs) * num_ranks(self.engine_kwargs)
 
     @property
     def enough_ongoing_requests(self) -> int:
-        """What Serve must let through at least, so that the engine's batch can fill while others queue in it."""
-        return 2 * int(self.engine_kwargs.get("max_num_seqs") or ASSUMED_MAX_NUM_SEQS)
+        """What Serve must let through at least, so that the batch of each engine core can fill while others queue in it."""
+        return 2 * num_ranks(self.engine_kwargs) * int(self.engine_kwargs.get("max_num_seqs") or ASSUMED_MAX_NUM_SEQS)
 
     def actor_options(self) -> dict[str, Any]:
         """Ray's options of a replica: the user's, completed by what the engine needs."""
@@ -178,8 +178,24 @@ def read_options(experimental_configs: Mapping[str, Any]) -> tuple[SteeringOptio
 
 
 def num_workers(engine_kwargs: Mapping[str, Any]) -> int:
-    """Processes that run an engine of these arguments, one accelerator each."""
+    """Processes that run one engine core of these arguments, one accelerator each."""
     return int(engine_kwargs.get("tensor_parallel_size") or 1) * int(engine_kwargs.get("pipeline_parallel_size") or 1)
+
+
+def num_ranks(engine_kwargs: Mapping[str, Any]) -> int:
+    """Engine cores that one front end starts, a rank of data parallelism each (EngineArgs.create_engine_config, 0.32).
+
+    >>> num_ranks({"data_parallel_size": 4}), num_ranks({"data_parallel_size": 4, "data_parallel_rank": 1}), num_ranks({})
+    (4, 1, 1)
+    """
+    if has_a_front_end_for_each_rank(engine_kwargs):
+        return 1
+    return int(engine_kwargs.get("data_parallel_size_local") or engine_kwargs.get("data_parallel_size") or 1)
+
+
+def has_a_front_end_for_each_rank(engine_kwargs: Mapping[str, Any]) -> bool:
+    """Whether something else balances between the ranks (vLLM's external load balancer)."""
+    return bool(engine_kwargs.get("data_parallel_external_lb")) or engine_kwargs.get("data_parallel_rank") is not None
 
 
 def needs_no_hub(engine_kwargs: Mapping[str, Any], *models: str) -> bool:

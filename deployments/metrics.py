@@ -24,9 +24,6 @@ from nightjar.policy.wire.report import (
     SteeringLevel,
 )
 
-VLLM_ENGINE: Final = "0"
-"""vLLM's `engine` label, the index of an engine behind one front end: a replica has one."""
-
 
 @dataclass(frozen=True, slots=True)
 class SeenEngine:
@@ -39,10 +36,13 @@ class SeenEngine:
 
 
 def common_labels(identity: ReplicaIdentity, model_name: str) -> dict[str, str]:
-    """What every series of a replica carries: vLLM's own labels, as its series of the same process have them, and Serve's names."""
+    """What every series of a replica carries: vLLM's own labels, as its series of the same process have them, and Serve's names.
+
+    `engine` is the index of an engine behind one front end: its rank of data parallelism.
+    """
     return {
         "model_name": model_name,
-        "engine": VLLM_ENGINE,
+        "engine": str(identity.rank or 0),
         "ReplicaId": identity.replica_id,
         "application": identity.application,
         "deployment": identity.deployment,

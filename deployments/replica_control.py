@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import ray
@@ -86,26 +89,35 @@ class ReplicaControl:
             steered=level_at_start(arguments),
             notice=arguments.notice,
         )
-        control = PlainEngine(engine) if arguments.serving_plainly else SteeredEngine(engine)
-        self._watch = EngineWatch(hung_after_s=hung_after_s, counts_steps=not arguments.serving_plainly)
-        metrics = ReplicaMetrics(identity, RayBackend(common_labels(identity, model_id)))
-        self._agent = ReplicaAgent(engine=control, policy=self._policy, identity=identity, watch=self._watch, metrics=metrics)
-        self._tasks = [asyncio.create_task(self._end_with_engine()), asyncio.create_task(self._agent.run())]
+        self._agents: list[ReplicaAgent] = []
+        self._watches: list[EngineWatch] = []
+        for rank in engine.ranks:
+            its = replace(identity, rank=rank)
+            control = PlainEngine(engine) if arguments.serving_plainly else SteeredEngine(engine, rank)
+            watch = EngineWatch(hung_after_s=hung_after_s, counts_steps=not arguments.serving_plainly)
+            metrics = ReplicaMetrics(its, RayBackend(common_labels(its, model_id)))
+            self._agents.append(ReplicaAgent(engine=control, policy=self._policy, identity=its, watch=watch, metrics=metrics))
+            self._watches.append(watch)
+        runs = (self._end_with_engine(), *(agent.run() for agent in self._agents))
+        self._tasks = [asyncio.create_task(run) for run in runs]
         log.info(
             "replica_ready",
             replica_id=self._replica_id,
+            engines=len(self._agents),
             group=identity.group.group_id,
             steering=identity.steered.level.value,
             reason=identity.steered.reason,
         )
 
     async def check_health(self) -> None:
-        """Healthy while the engine is. Raises vLLM's own error for a dead engine, EngineHungError for a hung one."""
+        """Healthy while each engine core is. Raises vLLM's own error for a dead one, EngineHungError for a hung one."""
         await self._engine.engine.check_health()
         loop = asyncio.get_running_loop()
-        reason = self._watch.why_hung(self._engine.front_end(), loop.time())
+        front_end, now_s = self._engine.front_end(), loop.time()
+        reason = next(filter(None, [watch.why_hung(front_end, now_s) for watch in self._watches]), "")
         if reason and await self._engine.is_paused():
-            self._watch.restart()
+            for watch in self._watches:
+                watch.restart()
             reason = ""
         self._hung_checks = self._hung_checks + 1 if reason else 0
         if self._hung_checks == FAILED_CHECKS_UNTIL_REPLACED:
@@ -115,11 +127,14 @@ class ReplicaControl:
 
     def reconfigure(self, user_config: object) -> None:
         """Set the kill switch and return at once; a wrong value is logged and shown in `status`, and the old one stays."""
+        problem = ""
         try:
-            self._agent.set_local_mode(parse_local_mode(user_config))
+            mode = parse_local_mode(user_config)
         except ValueError as error:
-            log.error("user_config_refused", error=str(error))
-            self._agent.set_local_mode(self._agent.local_mode, error=str(error))
+            mode, problem = self._agents[0].local_mode, str(error)
+            log.error("user_config_refused", error=problem)
+        for agent in self._agents:
+            agent.set_local_mode(mode, error=problem)
 
     async def end(self) -> None:
         """At Serve's graceful shutdown, when requests have ended or had their time; also of a replica that never began."""
@@ -156,14 +171,18 @@ class ReplicaControl:
 
 
 class SteeredEngine(EngineControl):
-    """The control channel of an engine with Nightjar's scheduler."""
+    """The control channel of an engine with Nightjar's scheduler: of its core, or of that of one `rank` of data parallelism."""
 
-    def __init__(self, engine: RunningEngine) -> None:
-        self._core = engine.engine.engine_core
+    def __init__(self, engine: RunningEngine, rank: int | None = None) -> None:
+        core: Any = engine.engine.engine_core
+        self._call: Callable[[str, bytes], Awaitable[bytes]] = core.call_utility_async
+        if rank is not None:  # that one is sent to every core, and answers for the first
+            its_core = core.core_engines[core.engine_ranks_managed.index(rank)]
+            self._call = partial(core._call_utility_async, engine=its_core)
 
     async def exchange(self, command: EngineCommand) -> EngineSnapshot:
         """Apply `command` between two steps and return the engine's snapshot. Raises what vLLM raises for a dead engine."""
-        return EngineSnapshot.from_wire(await self._core.call_utility_async("nightjar_exchange", command.to_wire()))
+        return EngineSnapshot.from_wire(await self._call("nightjar_exchange", command.to_wire()))
 
 
 class PlainEngine(EngineControl):

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
+from nightjar.deployments.configuration.check.engine_facts import model_configuration
 from nightjar.deployments.configuration.check.hosted import HostedModel
 from nightjar.deployments.configuration.check.memory_estimate import GIB, MemoryEstimate, ModelSize
 from nightjar.deployments.configuration.check.report import Report, check_text
@@ -134,7 +135,7 @@ def describe(model: CheckedModel) -> list[str]:
     steering = steered.in_words()
     if steered.level in {SteeringLevel.FULLY, SteeringLevel.WITHOUT_SLEEPING}:
         scheduling = "asynchronous" if facts.async_scheduling else "synchronous"
-        steering += f"; K from 0 to {facts.max_num_speculative_tokens}, {scheduling} scheduling"
+        steering += f"; K from 0 to {facts.max_num_speculative_tokens}, {scheduling} scheduling{_ranks(model)}"
     rows = [
         ("model", f"{config.model_source} as {config.model_loading_config.model_id}"),
         ("drafter", f"{facts.drafter_kind}{f' {config.draft_source}' if config.draft_source else ''}"),
@@ -154,6 +155,15 @@ def describe_hosted(model: HostedModel) -> list[str]:
     """Lines for people."""
     rows = (("model", model.model), ("drafter", model.drafter), ("steering", model.steering), ("replicas", model.replicas))
     return [f"application {model.application}, served by ray.serve.llm", *(f"  {name:<9} {text}" for name, text in rows)]
+
+
+def _ranks(model: CheckedModel) -> str:
+    """That an engine has several ranks, each steered by itself, which those of a mixture of experts are not."""
+    size = model.outlook.facts.data_parallel_size
+    if size == 1:
+        return ""
+    is_known = bool(model_configuration(model.config.model_source))
+    return f"; {size} ranks, each by itself{'' if is_known else ', if the target is no mixture of experts'}"
 
 
 def _layers(model: CheckedModel, steered: Steered) -> list[tuple[str, str]]:

@@ -44,7 +44,8 @@ class HostFacts:
     cores_per_engine: int
     allowed_cores: tuple[int, ...]  # cores this process may run on
     openmp_library: str = ""  # path of libiomp5.so, empty where there is none
-    num_workers: int = 1  # processes that run the model: tensor x pipeline parallel size
+    num_workers: int = 1  # processes of an engine core that run the model: tensor x pipeline parallel size
+    num_ranks: int = 1  # engine cores, a rank of data parallelism each
     models_are_local: bool = False  # target and draft are folders, no hub is needed
     kv_cache_is_sized: bool = False  # the engine arguments size the KV cache themselves
     engine_folder: str = ""  # of what must not outlive the engine (engine_folder.py), empty where there is none
@@ -76,9 +77,21 @@ def pinned_cores(facts: HostFacts) -> tuple[int, ...]:
     """The cores of this replica's engine: those claimed for it, or the next ones by local rank, starting over when they run out."""
     if facts.claimed_cores:
         return facts.claimed_cores
-    count = len(facts.allowed_cores)
-    first = facts.local_rank * facts.cores_per_engine
-    return tuple(facts.allowed_cores[(first + offset) % count] for offset in range(min(facts.cores_per_engine, count)))
+    count, wanted = len(facts.allowed_cores), max(facts.cores_per_engine, facts.num_ranks)
+    first = facts.local_rank * wanted
+    return tuple(facts.allowed_cores[(first + offset) % count] for offset in range(min(wanted, count)))
+
+
+def bound_cores(facts: HostFacts) -> str:
+    """The same as vLLM takes them: a list for each rank of data parallelism, which share them evenly (ompmultiprocessing.py, 0.32).
+
+    >>> bound_cores(HostFacts(True, "", local_rank=0, cores_per_engine=4, allowed_cores=(0, 1, 2, 3), num_ranks=2))
+    '0,1|2,3'
+    """
+    cores, ranks = pinned_cores(facts), facts.num_ranks
+    each = max(len(cores) // ranks, 1)
+    shares = (range(rank * each, (rank + 1) * each) for rank in range(ranks))
+    return "|".join(",".join(str(cores[number % len(cores)]) for number in share) for share in shares)
 
 
 def gather_host_facts(*, local_rank: int, cores_per_engine: int, **rest: bool | int | str | tuple[int, ...]) -> HostFacts:
@@ -140,7 +153,7 @@ def _cpu_environment(facts: HostFacts) -> dict[str, str]:
     if facts.openmp_library:
         values["LD_PRELOAD"] = facts.openmp_library
     if facts.num_workers == 1 and facts.allowed_cores:
-        values[CORES_VARIABLE] = ",".join(str(core) for core in pinned_cores(facts))
+        values[CORES_VARIABLE] = bound_cores(facts)
     if not facts.kv_cache_is_sized:
         values["VLLM_CPU_KVCACHE_SPACE"] = str(DEFAULT_CPU_KV_CACHE_GIB)
     return values

@@ -23,6 +23,7 @@ from nightjar.deployments.engine.environment import is_on_cpu
 from nightjar.deployments.engine.start.arguments import EngineArguments, resolve_facts
 from nightjar.deployments.engine.start.hooks import missing_hooks
 from nightjar.deployments.engine.start.launch import EngineRequest, group_of, prepare_process, start_steered
+from nightjar.deployments.engine.start.ranks import why_plain_under_ray
 from nightjar.deployments.engine.start.running_engine import LoadObserver, RunningEngine, observe_load
 from nightjar.deployments.llm_config import draft_source, needs_no_hub, parse_local_mode, steering_options
 from nightjar.deployments.replica_control import ReplicaControl
@@ -87,7 +88,11 @@ class SteeredVLLMEngine(VLLMEngine):
         folder = prepare_process(request, users, on_cpu=on_cpu)
         *_, user_config = super()._prepare_engine_config(callback_ctx)
         facts = resolve_facts(user_config, on_cpu=on_cpu, draft_offload=self._options.draft_offload)
-        facts = dataclasses.replace(facts, why_not_here=self._why_not_here() or facts.why_not_here)
+        facts = dataclasses.replace(
+            facts,
+            why_not_here=self._why_not_here() or facts.why_not_here,
+            why_ranks_plain=why_plain_under_ray(facts.data_parallel_size),
+        )
         load = LoadObserver()
         (engine, prepared), arguments = start_steered(
             request,

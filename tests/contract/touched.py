@@ -18,6 +18,7 @@ from nightjar.deployments.engine.start.hooks import (
     KV_ONLY_HEAD,
     LOAD,
     ON_CPU,
+    RANKS,
     Hook,
 )
 from tests.contract.sources import Found, Sources, as_numbers
@@ -32,6 +33,7 @@ FEATURES: Final = {
     "lending": DRAFT_OFFLOAD,
     "heads": KV_ONLY_HEAD,
     "drafts on V2": DRAFT_ON_V2,
+    "ranks": RANKS,
     "CPU engines": ON_CPU,
 }
 SINCE: Final = {"heads": V2_OBEYS_K_FROM, "drafts on V2": V2_OBEYS_K_FROM}

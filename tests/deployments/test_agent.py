@@ -171,6 +171,15 @@ async def test_reports_once_a_period_with_rising_numbers_and_one_exchange_in_fli
     assert policy.most_in_flight == 1
 
 
+@pytest.mark.parametrize(("rank", "name"), [(None, "r"), (0, "r-dp0"), (1, "r-dp1")])
+async def test_each_rank_of_data_parallelism_reports_by_a_name_of_its_own(
+    engine: FakeEngine, policy: FakePolicy, rank: int | None, name: str
+) -> None:
+    async with running_agent(engine, policy, rank=rank):
+        await asyncio.sleep(1.0)
+    assert {report.replica_id for report in policy.reports} == {name}
+
+
 async def test_a_policy_that_answers_at_once_gets_one_report_a_period(engine: FakeEngine, policy: FakePolicy) -> None:
     policy.parks_s = 0.0
     async with running_agent(engine, policy):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from structlog.testing import capture_logs
 
@@ -226,6 +228,11 @@ def test_labels_join_with_vllms_and_collide_with_none_of_a_metrics_own() -> None
     common = common_labels(IDENTITY, "chat-model")
     assert common == {"model_name": "chat-model", "engine": "0", "ReplicaId": "abc", "application": "chat", "deployment": "LLM"}
     assert all(common.keys().isdisjoint(metric.labels) for metric in REPLICA_METRICS)
+
+
+def test_a_rank_carries_vllms_index_of_its_engine_and_its_replicas_id() -> None:
+    common = common_labels(replace(IDENTITY, rank=1), "chat-model")
+    assert (common["engine"], common["ReplicaId"]) == ("1", "abc")
 
 
 def test_vllms_own_series_carry_these_labels() -> None:

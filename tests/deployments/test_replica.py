@@ -1,4 +1,4 @@
-"""What a replica says to Serve's health check, and what it does with an engine that hangs."""
+"""What a replica says to Serve's health check, what it does with an engine that hangs, and how it reaches each rank of one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ import pytest
 
 pytest.importorskip("ray.serve")
 from nightjar.deployments import replica_control
+from nightjar.deployments.engine.start.arguments import EngineArguments
+from nightjar.deployments.engine.start.running_engine import LoadObserver, RunningEngine
 from nightjar.deployments.engine_watch import EngineHungError, EngineWatch, FrontEnd
-from nightjar.deployments.replica_control import PlainEngine, ReplicaControl
+from nightjar.deployments.replica_control import PlainEngine, ReplicaControl, SteeredEngine
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.report import Counters, EngineSnapshot, GroupKey
 from nightjar.policy.wire.settings import EngineCommand
 
 pytestmark = pytest.mark.looptime
@@ -61,6 +65,36 @@ class FakeServer:
         return bool(self.answer)
 
 
+class RankedCore:
+    """vLLM's client of the engine cores of ranks 2 and 3."""
+
+    engine_ranks_managed = (2, 3)
+    core_engines = (b"two", b"three")
+
+    def __init__(self) -> None:
+        self.called: list[str | bytes] = []
+
+    async def call_utility_async(self, _method: str, _payload: bytes) -> bytes:
+        return self._answer("every core")
+
+    async def _call_utility_async(self, _method: str, _payload: bytes, *, engine: bytes) -> bytes:
+        return self._answer(engine)
+
+    def _answer(self, called: str | bytes) -> bytes:
+        self.called.append(called)
+        return EngineSnapshot(counters=Counters(engine_id="e")).to_wire()
+
+
+class FakeAgent:
+    """Keeps the kill switch."""
+
+    local_mode: Mode | None = None
+    error = ""
+
+    def set_local_mode(self, mode: Mode | None, error: str = "") -> None:
+        self.local_mode, self.error = mode, error
+
+
 @pytest.fixture
 def server() -> FakeServer:
     return FakeServer()
@@ -75,7 +109,7 @@ def kills(server: FakeServer) -> list[float]:
 def replica_of(server: FakeServer) -> Any:
     """A replica whose engine was asked at 0 s and is to answer within 5 s. The policy and the agent are left out."""
     watch = EngineWatch(hung_after_s=5.0)
-    replica: Any = SimpleNamespace(_engine=server, _watch=watch, _hung_checks=0, _replica_id="r")
+    replica: Any = SimpleNamespace(_engine=server, _watches=[watch], _hung_checks=0, _replica_id="r")
     replica.check_health = lambda: ReplicaControl.check_health(replica)
     replica._end_hung_engine = lambda: ReplicaControl._end_hung_engine(replica)
     watch.asked(asyncio.get_running_loop().time())
@@ -98,6 +132,49 @@ async def test_hung_engine_fails_the_health_check_with_the_seconds(server: FakeS
     assert await fails(replica) == "engine hung: no answer for 6 s, 1 unfinished requests, steps not counted"
 
 
+async def test_one_hung_rank_of_several_fails_the_health_check(server: FakeServer) -> None:
+    replica = replica_of(server)
+    idle = EngineWatch(hung_after_s=5.0)
+    replica._watches = [idle, *replica._watches]
+    idle.asked(0.0)
+    assert await fails(replica) == ""
+    await asyncio.sleep(6.0)
+    idle.answered(EngineSnapshot(counters=Counters(engine_id="rank 0")), asyncio.get_running_loop().time())
+    assert await fails(replica) == "engine hung: no answer for 6 s, 1 unfinished requests, steps not counted"
+    server.paused = True
+    assert await fails(replica) == ""
+
+
+async def test_each_rank_is_asked_at_its_own_core(server: FakeServer) -> None:
+    core: Any = RankedCore()
+    server.engine_core = core
+    steered: Any = SteeredEngine
+    for rank in (None, 3, 2):
+        await steered(server, rank).exchange(EngineCommand())
+    assert core.called == ["every core", b"three", b"two"]
+
+
+async def test_the_kill_switch_reaches_every_rank_and_a_wrong_value_leaves_it_where_it_was() -> None:
+    replica: Any = SimpleNamespace(_agents=[FakeAgent(), FakeAgent()])
+    ReplicaControl.reconfigure(replica, {"mode": "off"})
+    assert [str(agent.local_mode) for agent in replica._agents] == ["off", "off"]
+    ReplicaControl.reconfigure(replica, {"mode": "of"})
+    assert [str(agent.local_mode) for agent in replica._agents] == ["off", "off"]
+    assert all("of" in agent.error for agent in replica._agents)
+
+
+@pytest.mark.parametrize(("size", "plainly", "ranks"), [(1, "", (None,)), (2, "", (2, 3)), (2, "its ranks step together", (None,))])
+def test_an_engine_is_asked_by_ranks_where_each_has_a_scheduler_of_ours(size: int, plainly: str, ranks: tuple[int, ...]) -> None:
+    engine: Any = SimpleNamespace(engine_core=RankedCore())
+    running = RunningEngine(
+        engine=engine,
+        arguments=EngineArguments({}, "draft_model", 4, serving_plainly=plainly),
+        group=GroupKey(target="t", data_parallel_size=size),
+        load=LoadObserver(),
+    )
+    assert running.ranks == ranks
+
+
 async def test_hung_engine_is_killed_once_serve_has_given_the_replica_up(server: FakeServer, kills: list[float]) -> None:
     replica = replica_of(server)
     await replica.check_health()
@@ -117,9 +194,9 @@ async def test_engine_that_comes_back_is_left_alone(server: FakeServer, kills: l
     await asyncio.sleep(6.0)
     assert await fails(replica)
     assert await fails(replica)
-    replica._watch.failed()
+    replica._watches[0].failed()
     assert await fails(replica) == ""
-    replica._watch.asked(0.0)
+    replica._watches[0].asked(0.0)
     assert await fails(replica)
     await asyncio.sleep(60.0)
     assert kills == []
@@ -159,7 +236,7 @@ async def test_engine_that_an_operator_paused_is_healthy_and_has_its_time_again_
         await asyncio.sleep(4.0)
         assert await fails(replica) == ""
     server.paused = False
-    replica._watch.restart()
+    replica._watches[0].restart()
     assert await fails(replica) == ""
     await asyncio.sleep(4.0)
     assert await fails(replica) == ""

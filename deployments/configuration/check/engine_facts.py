@@ -23,11 +23,14 @@ from nightjar.deployments.engine.start.arguments import (
 )
 from nightjar.deployments.engine.start.dormancy import CUDA_OFFLOAD_VARIABLE, OffloadFacts, SleepFacts, why_never_asleep
 from nightjar.deployments.engine.start.graph_tiers import GATED_DELTA_NET, maximum_alone
+from nightjar.deployments.engine.start.ranks import why_plain_with
 from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS, LLMConfig
 from nightjar.deployments.models import ModelError, resolve_model
 
 _RECURRENT_KEYS: Final = ("ssm_state_size", "conv_L_cache", "mamba_d_conv", "mamba_d_state", "mamba_num_heads")
 _ATTENTION_FREE: Final = ("mamba", "mamba2", "falcon_mamba")
+_EXPERT_KEYS: Final = ("num_experts", "moe_num_experts", "n_routed_experts", "num_local_experts")
+"""Of a mixture of experts (vLLM 0.32, ModelArchConfigConvertor.get_num_experts)."""
 _KIND_BY_MODEL_NAME: Final = (("eagle-", "eagle"), ("eagle3", "eagle3"), ("dflash", "dflash"), ("dspark", "dspark"))
 """vLLM tells these by the drafter's name where `method` says nothing or draft_model; the first that fits wins."""
 
@@ -106,6 +109,7 @@ def engine_facts(config: LLMConfig, kwargs: EngineKwargs) -> EngineFacts:
         max_num_speculative_tokens=(speculative.num_speculative_tokens or 0) if speculative else 0,
         pipeline_parallel_size=kwargs.pipeline_parallel_size,
         data_parallel_size=kwargs.data_parallel_size,
+        why_ranks_plain=why_plain_with(config.engine_kwargs, is_moe=has_experts(model_configuration(config.model_source))),
         runner_is_v1=_runner_is_v1(config, kwargs, on_cpu=on_cpu, kind=kind),
         runner_is_users=bool(environment_of(config).get(RUNNER_VARIABLE)),
         adaptive_verification=bool(speculative and (speculative.model_extra or {}).get("enable_adaptive_verification")),
@@ -164,6 +168,16 @@ def is_mamba_like(values: Mapping[str, Any]) -> bool:
     if text.get(GATED_DELTA_NET) or (layers and set(layers) <= {"attention", "full_attention"}):
         return False
     return text.get("model_type") in _ATTENTION_FREE or any(key in text for key in _RECURRENT_KEYS)
+
+
+def has_experts(values: Mapping[str, Any]) -> bool:
+    """Whether a target of this `config.json` is a mixture of experts, as far as its fields tell.
+
+    >>> has_experts({"num_local_experts": 8}), has_experts({"text_config": {"n_routed_experts": 0}}), has_experts({})
+    (True, False, False)
+    """
+    text = text_configuration(values)
+    return any(bool(text.get(key)) for key in _EXPERT_KEYS)
 
 
 def sleep_facts(kwargs: EngineKwargs) -> SleepFacts:

@@ -36,6 +36,7 @@ from nightjar.deployments.configuration.check.placement import Demand, demand_of
 from nightjar.deployments.configuration.check.serve_schema import DeploymentOptions
 from nightjar.deployments.configuration.check.source import mapping_in, mappings_in
 from nightjar.deployments.engine.start.arguments import steered_engine_kwargs
+from nightjar.deployments.engine.start.ranks import why_plain_under_ray
 from nightjar.deployments.llm_config import DIRECT_STREAMING, LLMConfig, draft_source, num_workers, read_options
 from nightjar.deployments.models import ModelError, resolve_model
 from nightjar.deployments.routes import API_KEY
@@ -248,7 +249,8 @@ def _steering(model: Mapping[str, Any], kwargs: EngineKwargs, *, shadow: bool) -
         )
     except ValidationError:
         return "not known: its model has the wrong form"
-    facts = replace(engine_facts(config, kwargs), runner_is_v1=True)
+    ranks = why_plain_under_ray(kwargs.data_parallel_size)
+    facts = replace(engine_facts(config, kwargs), runner_is_v1=True, why_ranks_plain=ranks)
     return level_at_start(steered_engine_kwargs(config.engine_kwargs, facts, shadow=shadow, without=config.without)).in_words()
 
 

@@ -172,7 +172,7 @@ def _blamed(model: CheckedModel) -> tuple[Place, str]:
         "enable_adaptive_verification": "take it out",
         "max_num_seqs": "lower it",
         "pipeline_parallel_size": f"allowed is 1: take {name} out, and use tensor_parallel_size or more replicas instead",
-        "data_parallel_size": f"allowed is 1: take {name} out, and use tensor_parallel_size or more replicas instead",
+        "data_parallel_size": f"allowed is 1 here: take {name} out, and use tensor_parallel_size or more replicas instead",
     }
     written = "model" if name == "method" and "method" not in model.config.engine_kwargs["speculative_config"] else name
     return (*KWARGS, *outer, written), ways_out.get(name, f"take {name} out")

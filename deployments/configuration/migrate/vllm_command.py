@@ -30,7 +30,7 @@ from nightjar.deployments.configuration.check.report import MODEL_IMPORT_PATH
 from nightjar.deployments.configuration.check.source import SourceError
 from nightjar.deployments.configuration.migrate.adoption import policy_lines
 from nightjar.deployments.configuration.migrate.application import OTHER_LINE_BREAKS
-from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS, num_workers
+from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS, num_ranks, num_workers
 
 HEADER: Final = "# Made by `nightjar migrate` from this command, which `nightjar migrate --remove` gives back:"
 COMMAND_LINE: Final = "#$ "
@@ -45,7 +45,13 @@ _ALIASES: Final = {
     "-cc": "compilation_config",
     "-ac": "attention_config",
 }
-_NUMBERS: Final = ("max_num_seqs", "tensor_parallel_size", "pipeline_parallel_size")
+_NUMBERS: Final = (
+    "max_num_seqs",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "data_parallel_size_local",
+)
 """What the config is made with."""
 _HTTP_OPTIONS: Final = ("host", "port", "root_path", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs")
 _JSON_LISTS: Final = frozenset({"allowed_origins", "allowed_methods", "allowed_headers"})
@@ -246,7 +252,7 @@ def _put(arguments: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def _config_lines(command_text: str, command: VllmCommand) -> Iterator[str]:
-    workers = num_workers(command.arguments)
+    workers = num_workers(command.arguments) * num_ranks(command.arguments)
     yield HEADER
     for line in command_text.split("\n"):
         yield f"{COMMAND_LINE}{line}".rstrip()
@@ -266,7 +272,8 @@ def _config_lines(command_text: str, command: VllmCommand) -> Iterator[str]:
         yield f"      runtime_env: {_flow({'env_vars': dict(command.environment)})}"
     yield "      deployment_config:"
     yield "        num_replicas: 1"
-    yield f"        max_ongoing_requests: {2 * int(command.arguments.get('max_num_seqs', ASSUMED_MAX_NUM_SEQS))}"
+    rows = num_ranks(command.arguments) * int(command.arguments.get("max_num_seqs", ASSUMED_MAX_NUM_SEQS))
+    yield f"        max_ongoing_requests: {2 * rows}"
     yield f"        ray_actor_options: {{num_gpus: {workers}}}"
     yield from policy_lines(dash=0, item=2)
 

@@ -1,8 +1,8 @@
 """Engine arguments: the user's own, plus what steering needs. Fails open.
 
 The user's arguments are resolved by vLLM first, so that the drafter kind, the asynchronous scheduler and every default are
-vLLM's own answers. An engine that Nightjar cannot steer (a drafter that makes its maximum in one go, pipeline or data
-parallelism, a scheduler of the user's, hooks that moved) gets exactly the user's arguments, and `serving_plainly` says why.
+vLLM's own answers. An engine that Nightjar cannot steer (a drafter that makes its maximum in one go, pipeline parallelism, a
+scheduler of the user's, hooks that moved) gets exactly the user's arguments, and `serving_plainly` says why.
 
 A separate draft model runs on vLLM's model runner V2, where our worker makes it obey K. What nothing makes obey there (with vLLM
 0.29 every drafter, a draft model without the layer `sleeping`) gets V1 on a GPU by a variable, unless the user set it: which
@@ -47,6 +47,7 @@ from nightjar.deployments.engine.start.graph_tiers import (
     with_capture_sizes,
 )
 from nightjar.deployments.engine.start.hooks import NOTHING_MISSING, MissingHooks
+from nightjar.deployments.engine.start.ranks import why_plain_in
 from nightjar.policy.wire.operator import DraftOffload
 from nightjar.policy.wire.record import MAX_BATCH_SIZE, MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.policy.wire.report import Layer
@@ -85,6 +86,8 @@ class EngineFacts:
     max_num_speculative_tokens: int = 0
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
+    why_ranks_plain: str = ""
+    """Why ranks of data parallelism are not steered each by itself (ranks.py)."""
     full_graphs: bool = True
     """Where graphs are captured: whether there are full ones, for each batch and K, beside piecewise ones, which serve any K."""
     largest_capture_size: int = LARGEST_CAPTURE_SIZE
@@ -127,6 +130,8 @@ class EngineArguments:
     """The K that full graphs are captured for; empty where any K runs as well as any other."""
     graph_plan: GraphPlan | None = None
     """Those graphs, where the sizes are known before vLLM chooses them."""
+    dropped_table: tuple[tuple[int, ...], ...] = ()
+    """The lengths that vLLM drops from these arguments, which its configuration is to get back (ranks.restore_table)."""
     layers: tuple[Layer, ...] = ()  # of Nightjar, that this engine is started with
     environment: dict[str, str] = field(default_factory=dict)  # of this engine alone, beside what every engine of ours is given
 
@@ -144,6 +149,7 @@ def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOfflo
         max_num_speculative_tokens=0 if speculative is None else speculative.num_speculative_tokens,
         pipeline_parallel_size=config.parallel_config.pipeline_parallel_size,
         data_parallel_size=config.parallel_config.data_parallel_size,
+        why_ranks_plain=why_plain_in(config),
         full_graphs=_has_full_graphs(config),
         largest_capture_size=_largest_capture_size(config),
         runner_is_v1=not getattr(config, "use_v2_model_runner", False),
@@ -189,17 +195,21 @@ def steered_engine_kwargs(
     kwargs = dict(user_kwargs)
     tiers: tuple[int, ...] = ()
     graph_plan = None
+    dropped: list[list[int]] = []
     if not reason:
         kwargs["scheduler_cls"] = ASYNC_SCHEDULER if facts.async_scheduling else SCHEDULER
     why_at_zero = _why_at_zero(facts, missing_hooks, without, runner_is_v1=runner_is_v1) if steered else ""
     if steered:
         speculative = dict(kwargs["speculative_config"])
         maximum = facts.max_num_speculative_tokens
-        lengths = from_table(speculative.get("num_speculative_tokens_per_batch_size"), facts.max_num_seqs, maximum)
+        # With several ranks vLLM drops the user's table, so what runs while it is not steered is the maximum.
+        users = speculative.get("num_speculative_tokens_per_batch_size") if facts.data_parallel_size == 1 else None
+        lengths = from_table(users, facts.max_num_seqs, maximum)
         if facts.captures_graphs and facts.full_graphs and not runner_is_v1 and not facts.is_mamba_like:
             lengths, graph_plan = _with_tiers(kwargs, facts, lengths, wanted_tiers)
             tiers = tuple(sorted(set(lengths)))  # fewer than wanted where there are fewer batch sizes than tiers
         speculative["num_speculative_tokens_per_batch_size"] = to_table(lengths)
+        dropped = to_table(lengths) if facts.data_parallel_size > 1 else []
         kwargs["speculative_config"] = speculative
         worker = _worker_class(facts, missing_hooks, without, runner_is_v1=runner_is_v1, kv_only_head=not why_at_zero)
         if worker:
@@ -218,6 +228,7 @@ def steered_engine_kwargs(
         runner_is_v1=runner_is_v1,
         graph_tiers=tiers,
         graph_plan=graph_plan,
+        dropped_table=tuple(map(tuple, dropped)),
         layers=_layers(facts, kwargs, why_at_zero) if steered else (),
         environment={RUNNER_VARIABLE: "0"} if chooses_v1 else {},
     )
@@ -427,10 +438,11 @@ def _why_plain(
             "pipeline_parallel_size",
             f"pipeline_parallel_size {facts.pipeline_parallel_size} is not supported",
         ),
+        (bool(facts.why_ranks_plain), "data_parallel_size", facts.why_ranks_plain),
         (
-            facts.data_parallel_size > 1,
+            facts.data_parallel_size > 1 and bool(missing.ranks),
             "data_parallel_size",
-            f"data_parallel_size {facts.data_parallel_size}: vLLM has no K per step there",
+            f"this vLLM lacks what each rank is called by: {', '.join(missing.ranks)}",
         ),
         (bool(taken), "".join(taken[:1]), f"engine_kwargs set {' and '.join(taken)} themselves"),
     )

@@ -41,7 +41,7 @@ class SleepFacts:
     context_parallel: bool = False
     head_layers: int = 1  # attention layers of an EAGLE or MTP head
     is_multimodal: bool = False
-    spreads_experts: bool = False  # data parallelism, or experts that are moved between ranks
+    spreads_experts: bool = False  # over ranks of data parallelism, or they are moved between ranks
 
 
 NO_DRAFTER: Final = SleepFacts(drafter_kind="none")
@@ -57,7 +57,7 @@ def sleep_facts(config: VllmConfig) -> SleepFacts:
         drafter_kind=speculative.method,
         head_layers=_head_layers(speculative),
         is_multimodal=bool(getattr(config.model_config, "is_multimodal_model", False)),
-        spreads_experts=_spreads_experts(config.parallel_config),
+        spreads_experts=_spreads_experts(config),
         draft_ends_before_target=speculative.draft_model_config.max_model_len < config.model_config.max_model_len,
         has_kv_connector=config.kv_transfer_config is not None,
         sleep_mode=bool(config.model_config.enable_sleep_mode),
@@ -101,8 +101,11 @@ def why_head_runs(facts: SleepFacts, *, runner_is_v1: bool) -> str:
     return next((reason for applies, reason in checks if applies), "")
 
 
-def _spreads_experts(parallel: Any) -> bool:
-    return getattr(parallel, "data_parallel_size", 1) > 1 or bool(getattr(parallel, "enable_eplb", False))
+def _spreads_experts(config: Any) -> bool:
+    """Ranks of a dense target step apart, and each is alone in its own process (ranks.py)."""
+    parallel, has_experts = config.parallel_config, bool(getattr(config.model_config, "is_moe", False))
+    of_ranks = has_experts and getattr(parallel, "data_parallel_size", 1) > 1
+    return of_ranks or bool(getattr(parallel, "enable_eplb", False))
 
 
 def _head_layers(speculative: Any) -> int:

@@ -3,9 +3,10 @@
 vLLM's scheduler, worker and engine core are no stable interface. A name that moved is found here, before an engine starts, by
 import and signature alone, and named in one readable line. It costs what needs it and no more (fails open by feature): without a
 name that only lending needs, the draft keeps its memory; without one that only sleeping needs, it is kept in sync; without one that
-a head needs to write its KV alone, it runs once a step as in vLLM; without one that steering needs, the replica serves plainly. On
-CPU every drafter runs on our worker, which needs them all. The names were looked up in the sources of vLLM 0.29.0, 0.31.0, 0.32.0
-and 0.33.0; HOMES has those that stand elsewhere in some of them, since vLLM moves functions without leaving the old name behind.
+a head needs to write its KV alone, it runs once a step as in vLLM; without one that ranks of data parallelism are called by, they
+serve plainly; without one that steering needs, the replica does. On CPU every drafter runs on our worker, which needs them
+all. The names were looked up in the sources of vLLM 0.29.0, 0.31.0, 0.32.0 and 0.33.0; HOMES has those that stand elsewhere in some
+of them, since vLLM moves functions without leaving the old name behind.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class MissingHooks:
     lending: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     draft_on_v2: tuple[str, ...] = ()
+    ranks: tuple[str, ...] = ()
 
 
 NOTHING_MISSING: Final = MissingHooks()
@@ -275,6 +277,12 @@ DRAFT_ON_V2: Final = (
     _hook("vllm.v1.worker.gpu_worker", "Worker.execute_model", parameters="scheduler_output"),
 )
 """What a separate draft model on model runner V2 needs besides."""
+RANKS: Final = (
+    _hook("vllm.v1.engine.core_client", "AsyncMPClient._call_utility_async", parameters="method engine"),
+    _hook("vllm.v1.engine.core_client", "MPClient", fields="core_engines engine_ranks_managed"),
+    _hook("vllm.config", "SpeculativeConfig", fields="num_speculative_tokens_per_batch_size"),
+)
+"""What steering needs besides where one front end has several engine cores."""
 ON_CPU: Final = (
     _hook("vllm.v1.worker.cpu_worker", "CPUWorker.init_device"),
     _hook(
@@ -292,8 +300,8 @@ def missing_hooks() -> MissingHooks:
     except (ImportError, AttributeError) as error:
         return MissingHooks(steering=(f"vllm.platforms.current_platform: {error}",))
     if on_cpu:
-        return MissingHooks(steering=_missing(EVERYWHERE + DORMANT_DRAFT + DRAFT_OFFLOAD + ON_CPU))
-    features = (EVERYWHERE, DORMANT_DRAFT, DRAFT_OFFLOAD, KV_ONLY_HEAD, DRAFT_ON_V2)
+        return MissingHooks(steering=_missing(EVERYWHERE + DORMANT_DRAFT + DRAFT_OFFLOAD + ON_CPU), ranks=_missing(RANKS))
+    features = (EVERYWHERE, DORMANT_DRAFT, DRAFT_OFFLOAD, KV_ONLY_HEAD, DRAFT_ON_V2, RANKS)
     return MissingHooks(*(_missing(hooks) for hooks in features))
 
 

@@ -28,7 +28,7 @@ from nightjar.deployments.engine.process_guard import own_token
 from nightjar.deployments.engine.start.arguments import EngineArguments, EngineFacts, steered_engine_kwargs
 from nightjar.deployments.engine.start.fallback import refusals_of_node, start_failing_open
 from nightjar.deployments.engine.start.hooks import MissingHooks
-from nightjar.deployments.llm_config import SteeringOptions, num_workers
+from nightjar.deployments.llm_config import SteeringOptions, num_ranks, num_workers
 from nightjar.policy.wire.report import GroupKey
 
 if TYPE_CHECKING:
@@ -60,16 +60,17 @@ class EngineRequest:
 def prepare_process(request: EngineRequest, engine_kwargs: Mapping[str, Any], *, on_cpu: bool) -> EngineFolder | None:
     """Make the engine's folder and set, where the user has not, what its processes need in their environment."""
     folder = make_engine_folder()
-    workers = num_workers(engine_kwargs)
+    workers, ranks = num_workers(engine_kwargs), num_ranks(engine_kwargs)
     claimed: tuple[int, ...] = ()
     if on_cpu and workers == 1 and folder is not None and not os.environ.get(CORES_VARIABLE):
-        claimed = claim_cores(folder.path, sorted(os.sched_getaffinity(0)), request.cores_per_engine)
+        claimed = claim_cores(folder.path, sorted(os.sched_getaffinity(0)), max(request.cores_per_engine, ranks))
     host = gather_host_facts(
         replica=own_token(),
         local_rank=request.local_rank,
         cores_per_engine=request.cores_per_engine,
         on_cpu=on_cpu,
         num_workers=workers,
+        num_ranks=ranks,
         models_are_local=request.models_are_local,
         kv_cache_is_sized=any(engine_kwargs.get(name) for name in ("kv_cache_memory_bytes", "num_gpu_blocks_override")),
         engine_folder="" if folder is None else str(folder.path),

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from nightjar.deployments.engine.environment import is_on_cpu
-from nightjar.deployments.engine.start.arguments import resolve_facts
+from nightjar.deployments.engine.start.arguments import EngineArguments, resolve_facts
 from nightjar.deployments.engine.start.hooks import MissingHooks, moved
 from nightjar.deployments.engine.start.launch import EngineRequest, group_of, prepare_process, start_steered
+from nightjar.deployments.engine.start.ranks import restore_table
 from nightjar.deployments.engine.start.running_engine import LoadObserver, RunningEngine
 from nightjar.deployments.routes import absent_routes, close_other_routes
 
@@ -59,7 +60,7 @@ async def start_openai_server(
         request,
         engine_kwargs,
         facts,
-        lambda chosen: _configure(chosen.kwargs),
+        _configure_chosen,
         lambda configured: _start(*configured, load),
         shadow=await wants_shadow(),
         missing_hooks=missing_hooks,
@@ -85,6 +86,12 @@ def split_kwargs(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
         raise ValueError(f"engine_kwargs: vLLM has no argument {', '.join(unknown)}{hint}")
     engine_kwargs = {name: value for name, value in kwargs.items() if name in engine_names}
     return engine_kwargs, {name: value for name, value in kwargs.items() if name not in engine_names}
+
+
+def _configure_chosen(chosen: EngineArguments) -> tuple[AsyncEngineArgs, VllmConfig]:
+    engine_args, config = _configure(chosen.kwargs)
+    restore_table(config, chosen.dropped_table)
+    return engine_args, config
 
 
 def _configure(kwargs: Mapping[str, Any]) -> tuple[AsyncEngineArgs, VllmConfig]:

@@ -88,6 +88,13 @@ class RunningEngine:
     load: LoadObserver
     folder: EngineFolder | None = None
 
+    @property
+    def ranks(self) -> tuple[int | None, ...]:
+        """Ranks of data parallelism, each an engine core to steer; a lone None where there is one core, or it is served plainly."""
+        if self.arguments.serving_plainly or self.group.data_parallel_size == 1:
+            return (None,)
+        return tuple(self.engine.engine_core.engine_ranks_managed)
+
     def shutdown(self, timeout_s: float) -> None:
         """End the engine's processes within `timeout_s` and leave no file of theirs behind.
 

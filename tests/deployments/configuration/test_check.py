@@ -437,6 +437,22 @@ def test_an_engine_in_which_vllm_chooses_how_many_drafts_are_verified_will_be_se
     assert "steering  plainly: enable_adaptive_verification lets vLLM choose" in described(text)
 
 
+def test_ranks_of_a_dense_target_will_be_steered_each_by_itself_with_a_gpu_each() -> None:
+    text = replaced("tensor_parallel_size: 2", "data_parallel_size: 2")
+    assert errors(check_text(text)) == []
+    assert "steering  fully" in described(text)
+    assert "; 2 ranks, each by itself, if the target is no mixture of experts" in described(text)
+    assert "each needs GPU 2" in described(text)
+
+
+def test_ranks_of_a_mixture_of_experts_will_be_served_plainly(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"num_local_experts": 8}))
+    text = replaced("tensor_parallel_size: 2", "data_parallel_size: 2").replace("someone/target", str(tmp_path))
+    (error,) = errors(check_text(text))
+    assert "data_parallel_size: data_parallel_size 2 and a mixture of experts: its ranks step together" in error
+    assert error.endswith("take data_parallel_size out, and use tensor_parallel_size or more replicas instead")
+
+
 def without(layers: str, text: str = GOOD) -> str:
     return text.replace("accelerator_type: H100", f"accelerator_type: H100\n      without: {layers}")
 

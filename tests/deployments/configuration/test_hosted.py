@@ -204,6 +204,8 @@ def test_every_model_has_its_block_and_one_without_a_drafter_is_said_to_be_serve
     ]
     (steered, _) = check_text(two + AUTO).hosted
     assert steered.steering == "fully"
+    ranks = two.replace("tensor_parallel_size: 2", "data_parallel_size: 2")
+    assert check_text(ranks + AUTO).hosted[0].steering.startswith("plainly: data_parallel_size 2: ranks inside ray.serve.llm")
     assert second[1:4] == [
         "  model     code as code",
         "  drafter   none",

@@ -280,6 +280,16 @@ def test_values_survive_a_command_written_from_them(arguments: dict[str, object]
     assert dict(parse_command(command).arguments) == arguments
 
 
+def test_a_command_with_ranks_asks_for_the_gpus_of_all_and_lets_all_their_rows_through() -> None:
+    (model,) = yaml.safe_load(command_to_config("vllm serve m -dp 4 -tp 2 --max-num-seqs 8"))["applications"][0]["args"][
+        "llm_configs"
+    ]
+    assert model["deployment_config"]["ray_actor_options"] == {"num_gpus": 8}
+    assert model["deployment_config"]["max_ongoing_requests"] == 64
+    text = command_to_config("vllm serve m -dp 4 --data-parallel-rank 1")
+    assert "{num_gpus: 1}" in text
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -296,6 +306,7 @@ def test_values_survive_a_command_written_from_them(arguments: dict[str, object]
         ('vllm serve "$(cat model)"', "a shell puts something else there"),
         ("vllm serve m --chat-template a\u2028b", "ends a line in YAML"),
         ("vllm serve m -tp auto", "--tensor-parallel-size: 'auto' is no whole number"),
+        ("vllm serve m -dp auto", "--data-parallel-size: 'auto' is no whole number"),
         ("vllm serve m --compilation-config 3 --compilation-config.mode 1", "compilation_config is 3 already"),
     ],
 )

@@ -377,7 +377,7 @@ def test_an_engine_without_graphs_can_leave_shadow_at_any_time() -> None:
         (replace(CPU, max_num_speculative_tokens=33), {}, "33 is above 32"),
         (replace(CPU, max_num_seqs=5000), {}, "5000 is above 4096"),
         (replace(GPU, pipeline_parallel_size=2), {}, "pipeline_parallel_size 2"),
-        (replace(GPU, data_parallel_size=2), {}, "data_parallel_size 2"),
+        (replace(GPU, data_parallel_size=2, why_ranks_plain="its ranks step together"), {}, "its ranks step together"),
         (replace(EAGLE, adaptive_verification=True), {}, "enable_adaptive_verification lets vLLM choose"),
         (
             replace(GPU, runner_is_users=True, vllm_version=(0, 29)),
@@ -407,6 +407,30 @@ def test_engine_that_cannot_be_steered_gets_exactly_the_users_arguments(
     arguments = steered_engine_kwargs(given_kwargs, facts)
     assert reason in arguments.serving_plainly
     assert arguments.kwargs == given_kwargs
+
+
+def test_ranks_of_a_dense_target_are_steered_with_the_table_that_vllm_drops_kept_beside_the_arguments() -> None:
+    users = user_kwargs(num_speculative_tokens_per_batch_size=[[1, 2, 1], [3, 8, 0]])
+    arguments = steered_engine_kwargs(users, replace(CPU, data_parallel_size=2))
+    assert arguments.serving_plainly == ""
+    assert arguments.dropped_table == ((1, 8, 4),), "vLLM drops the user's table, too: what they run is the maximum"
+    assert steered_engine_kwargs(users, CPU).dropped_table == ()
+    tiers = steered_engine_kwargs(user_kwargs(), replace(GPU, data_parallel_size=2))
+    assert [list(row) for row in tiers.dropped_table] == table(tiers.kwargs)
+    assert len(tiers.graph_tiers) > 1
+
+
+def test_ranks_that_only_observe_keep_what_vllm_makes_of_the_users_arguments() -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), replace(GPU, data_parallel_size=2), shadow=True)
+    assert arguments.only_observing
+    assert arguments.dropped_table == ()
+
+
+def test_a_moved_name_that_ranks_are_called_by_costs_engines_of_several_alone() -> None:
+    missing = MissingHooks(ranks=("AsyncMPClient._call_utility_async",))
+    of_several = steered_engine_kwargs(user_kwargs(), replace(CPU, data_parallel_size=2), missing_hooks=missing)
+    assert of_several.serving_plainly == "this vLLM lacks what each rank is called by: AsyncMPClient._call_utility_async"
+    assert steered_engine_kwargs(user_kwargs(), CPU, missing_hooks=missing).serving_plainly == ""
 
 
 def test_moved_hooks_are_named_and_serve_plainly() -> None:

@@ -50,6 +50,17 @@ def test_engines_take_the_next_cores_and_start_over(rank: int, per_engine: int, 
     assert pinned_cores(replace(CPU, local_rank=rank, cores_per_engine=per_engine)) == cores
 
 
+@pytest.mark.parametrize(
+    ("per_engine", "claimed", "bound"),
+    [(1, (), "4|0"), (4, (0, 2, 4, 6), "0,2|4,6"), (1, (2,), "2|2"), (3, (0, 2, 4), "0|2")],
+)
+def test_each_rank_of_data_parallelism_has_cores_of_its_own_where_there_are_enough(
+    per_engine: int, claimed: tuple[int, ...], bound: str
+) -> None:
+    facts = replace(CPU, num_ranks=2, cores_per_engine=per_engine, claimed_cores=claimed)
+    assert engine_environment(facts)["VLLM_CPU_OMP_THREADS_BIND"] == bound
+
+
 def test_gpu_engine_gets_nothing_that_only_a_cpu_needs() -> None:
     of_every_engine = {"NIGHTJAR_REPLICA", "NIGHTJAR_ENGINE_FOLDER", "VLLM_WORKER_MULTIPROC_METHOD", "HF_HUB_OFFLINE"}
     assert set(engine_environment(GPU)) == of_every_engine
