@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
@@ -19,20 +18,22 @@ import ray
 import structlog
 
 from nightjar.cluster.api.operations import OPERATIONS, Operation, OperationError
+from nightjar.cluster.service.clock import epoch_clock
 from nightjar.cluster.service.fleet_answers import ActorIdentity
 from nightjar.cluster.service.garbage import collect_seldom
 from nightjar.cluster.service.memory_kills import DeadActor, MemoryKills
 from nightjar.cluster.service.other_versions import ACTOR_NAME_PREFIX, OtherVersions
 from nightjar.cluster.service.policy_service import PolicyService
 from nightjar.cluster.service.seed_from import SeedReader
-from nightjar.cluster.storage.checkpoint import GcsStore
+from nightjar.cluster.storage.gcs_store import GcsStore
 from nightjar.cluster.storage.handover import has_fault_tolerance, service_of
 from nightjar.cluster.storage.journal import JournalFile
 from nightjar.cluster.storage.recorder import Recorder, recorded_replicas
 from nightjar.cluster.storage.recording import RecordingFile
 from nightjar.cluster.storage.rotated_lines import chosen_file_bytes
-from nightjar.cluster.telemetry.metrics import Exporter, RayBackend
+from nightjar.cluster.telemetry.metrics import Exporter
 from nightjar.cluster.telemetry.policy_metrics import POLICY_METRICS
+from nightjar.cluster.telemetry.ray_backend import RayBackend
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 
 ACTOR_NAME: Final = f"{ACTOR_NAME_PREFIX}{PROTOCOL_VERSION}"
@@ -106,12 +107,6 @@ def _method(operation: Operation[..., Any]) -> Callable[..., Awaitable[object]]:
 
 for _operation in OPERATIONS:
     setattr(PolicyActor, _operation.name, _method(_operation))
-
-
-def epoch_clock() -> Callable[[], float]:
-    """A clock in seconds since the epoch that does not step when the system's time is set: read once, then monotonic."""
-    offset_s = time.time() - time.monotonic()
-    return lambda: time.monotonic() + offset_s
 
 
 def journal_folder() -> Path:

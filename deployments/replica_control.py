@@ -10,25 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final
-from uuid import uuid4
+from typing import TYPE_CHECKING, Final
 
 import ray
 import structlog
 from ray import serve
 
-from nightjar.deployments.agent import EngineControl, ReplicaAgent, ReplicaIdentity
+from nightjar.deployments.engine_control import agent_of, identity_of
 from nightjar.deployments.engine_watch import EngineHungError, EngineWatch
 from nightjar.deployments.llm_config import parse_local_mode
-from nightjar.deployments.metrics import ReplicaMetrics, common_labels
-from nightjar.deployments.steering_level import level_at_start
-from nightjar.policy.wire.report import Counters, EngineLoad, EngineSnapshot
-from nightjar.policy.wire.settings import EngineCommand
+from nightjar.deployments.metrics import common_labels
 
 if TYPE_CHECKING:
+    from nightjar.deployments.agent import ReplicaAgent
     from nightjar.deployments.engine.start.running_engine import RunningEngine
 
 STARTING_MODE_TIMEOUT_S: Final = 2.0
@@ -76,38 +71,25 @@ class ReplicaControl:
 
     def begin(self, engine: RunningEngine, *, model_id: str, hung_after_s: float) -> None:
         """Report and steer from now on, and end with the engine."""
-        from nightjar.cluster.telemetry.metrics import RayBackend
+        from nightjar.cluster.telemetry.ray_backend import RayBackend
 
         self._engine = engine
-        arguments = engine.arguments
-        identity = ReplicaIdentity(
+        identity = identity_of(
+            engine,
             replica_id=self._replica_id,
             application=self._application,
             deployment=self._deployment,
             node_id=ray.get_runtime_context().get_node_id(),
-            group=engine.group,
-            steered=level_at_start(arguments),
-            notice=arguments.notice,
         )
         self._agents: list[ReplicaAgent] = []
         self._watches: list[EngineWatch] = []
         for rank in engine.ranks:
             its = replace(identity, rank=rank)
-            control = PlainEngine(engine) if arguments.serving_plainly else SteeredEngine(engine, rank)
-            watch = EngineWatch(hung_after_s=hung_after_s, counts_steps=not arguments.serving_plainly)
-            metrics = ReplicaMetrics(its, RayBackend(common_labels(its, model_id)))
-            self._agents.append(ReplicaAgent(engine=control, policy=self._policy, identity=its, watch=watch, metrics=metrics))
+            backend = RayBackend(common_labels(its, model_id))
+            agent, watch = agent_of(engine, its, policy=self._policy, backend=backend, hung_after_s=hung_after_s)
+            self._agents.append(agent)
             self._watches.append(watch)
-        runs = (self._end_with_engine(), *(agent.run() for agent in self._agents))
-        self._tasks = [asyncio.create_task(run) for run in runs]
-        log.info(
-            "replica_ready",
-            replica_id=self._replica_id,
-            engines=len(self._agents),
-            group=identity.group.group_id,
-            steering=identity.steered.level.value,
-            reason=identity.steered.reason,
-        )
+        self._tasks = [asyncio.create_task(run) for run in (self._end_with_engine(), *(agent.run() for agent in self._agents))]
 
     async def check_health(self) -> None:
         """Healthy while each engine core is. Raises vLLM's own error for a dead one, EngineHungError for a hung one."""
@@ -168,48 +150,6 @@ class ReplicaControl:
         Not any earlier: a replica whose requests fail at once looks like the least loaded one to routers that still use it.
         """
         log.error("hung_engine_killed", replica_id=self._replica_id, pids=self._engine.kill())
-
-
-class SteeredEngine(EngineControl):
-    """The control channel of an engine with Nightjar's scheduler: of its core, or of that of one `rank` of data parallelism."""
-
-    def __init__(self, engine: RunningEngine, rank: int | None = None) -> None:
-        core: Any = engine.engine.engine_core
-        self._call: Callable[[str, bytes], Awaitable[bytes]] = core.call_utility_async
-        if rank is not None:  # that one is sent to every core, and answers for the first
-            its_core = core.core_engines[core.engine_ranks_managed.index(rank)]
-            self._call = partial(core._call_utility_async, engine=its_core)
-
-    async def exchange(self, command: EngineCommand) -> EngineSnapshot:
-        """Apply `command` between two steps and return the engine's snapshot. Raises what vLLM raises for a dead engine."""
-        return EngineSnapshot.from_wire(await self._call("nightjar_exchange", command.to_wire()))
-
-
-class PlainEngine(EngineControl):
-    """An engine that Nightjar does not steer: its load is known from vLLM's own statistics, its steps are not counted."""
-
-    def __init__(self, engine: RunningEngine) -> None:
-        self._engine = engine
-        self._core = engine.engine.engine_core
-        self._counters = Counters(engine_id=uuid4().hex)
-
-    async def exchange(self, command: EngineCommand) -> EngineSnapshot:
-        """Take no command; answer the load once the engine answers a question of vLLM's own: it takes those between steps, too."""
-        del command
-        with contextlib.suppress(Exception):  # whatever it answers; a dead engine fails vLLM's own health check
-            await self._core.call_utility_async("is_sleeping")
-        stats = self._engine.load.latest
-        load = (
-            EngineLoad()
-            if stats is None
-            else EngineLoad(
-                num_running_reqs=stats.num_running_reqs,
-                num_waiting_reqs=stats.num_waiting_reqs + stats.num_skipped_waiting_reqs,  # vLLM counts them apart
-                num_deferred_reqs=stats.num_skipped_waiting_reqs,
-                kv_cache_usage=min(max(stats.kv_cache_usage, 0.0), 1.0),
-            )
-        )
-        return EngineSnapshot(counters=self._counters, load=load)
 
 
 def _end_process() -> None:

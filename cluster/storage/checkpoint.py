@@ -40,9 +40,7 @@ LOAD_PATIENCE_S: Final = 15.0
 minutes, while a start without the operator's word runs the defaults."""
 LOAD_PAUSE_S: Final = 1.0
 STORE_TIMEOUT_S: Final = 2.0
-"""Longest that one read or write may take: an actor that starts must not keep replicas waiting for a sick store."""
-
-NAMESPACE: Final = b"nightjar"
+"""Longest that one read or write may take: a policy that starts must not keep replicas waiting for a sick store."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -247,45 +245,12 @@ def _key(name: str, protocol: int = PROTOCOL_VERSION) -> str:
     return f"policy-v{protocol}:{name}"
 
 
-class GcsStore:
-    """Ray's own key-value store, in a namespace of ours. Works in any process that is connected to a cluster.
-
-    It is private to Ray and blocking, so every call runs in a thread and carries a timeout. Values survive the actor, and the head
-    node only where GCS fault tolerance is on.
-    """
-
-    async def get(self, key: str) -> bytes | None:
-        """See KeyValueStore."""
-        return await _in_thread(key, _read, key.encode())
-
-    async def put(self, key: str, value: bytes) -> None:
-        """See KeyValueStore."""
-        await _in_thread(key, _write, key.encode(), value)
-
-
-async def _in_thread(key: str, call: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+async def called_in_time(key: str, call: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+    """What `call` of a store answers, which blocks: in a thread, for STORE_TIMEOUT_S. Raises StoreError, which names `key`."""
     try:
-        async with asyncio.timeout(STORE_TIMEOUT_S + 0.5):  # above the client's own timeout, which frees the thread
+        async with asyncio.timeout(STORE_TIMEOUT_S + 0.5):  # above Ray's own timeout, which frees the thread
             return await asyncio.to_thread(call, *arguments, **keywords)
     except TimeoutError as error:
         raise StoreError(f"key {key}: no answer within {STORE_TIMEOUT_S} s") from error
-    except Exception as error:  # Ray's KV client raises RpcError, RuntimeError and plain Exception alike
+    except Exception as error:  # Ray's KV client raises RpcError, RuntimeError and plain Exception alike, a disk OSError
         raise StoreError(f"key {key}: {type(error).__name__}: {error}") from error
-
-
-def _read(key: bytes) -> bytes | None:
-    value: bytes | None = _gcs_client().internal_kv_get(key, NAMESPACE, timeout=STORE_TIMEOUT_S)
-    return value
-
-
-def _write(key: bytes, value: bytes) -> None:
-    _gcs_client().internal_kv_put(key, value, True, NAMESPACE, timeout=STORE_TIMEOUT_S)
-
-
-def _gcs_client() -> Any:
-    from ray.experimental.internal_kv import internal_kv_get_gcs_client  # private to Ray: imported where it is used
-
-    client = internal_kv_get_gcs_client()
-    if client is None:
-        raise RuntimeError("this process is not connected to a Ray cluster")
-    return client

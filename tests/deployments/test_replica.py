@@ -12,8 +12,9 @@ pytest.importorskip("ray.serve")
 from nightjar.deployments import replica_control
 from nightjar.deployments.engine.start.arguments import EngineArguments
 from nightjar.deployments.engine.start.running_engine import LoadObserver, RunningEngine
+from nightjar.deployments.engine_control import PlainEngine, SteeredEngine
 from nightjar.deployments.engine_watch import EngineHungError, EngineWatch, FrontEnd
-from nightjar.deployments.replica_control import PlainEngine, ReplicaControl, SteeredEngine
+from nightjar.deployments.replica_control import ReplicaControl
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import Counters, EngineSnapshot, GroupKey
 from nightjar.policy.wire.settings import EngineCommand

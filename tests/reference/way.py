@@ -24,8 +24,8 @@ from nightjar.cluster.policy_actor import PolicyActor
 from nightjar.deployments.agent import ReplicaAgent, ReplicaIdentity
 from nightjar.deployments.engine.scheduler.control import nightjar_exchange
 from nightjar.deployments.engine.scheduler.steered import SteeredScheduler
+from nightjar.deployments.engine_control import SteeredEngine
 from nightjar.deployments.engine_watch import EngineWatch
-from nightjar.deployments.replica_control import SteeredEngine
 from nightjar.policy.wire.report import EngineSnapshot, GroupKey
 from tests.cluster.protocol import running_service
 from tests.engine.scheduler.scheduler_harness import make_request, make_scheduler, run_steps

@@ -21,7 +21,7 @@ from nightjar.cluster.api.access import TOKEN_VARIABLE
 from nightjar.cluster.api.http_client import HttpClient
 from nightjar.cluster.api.operations import CONFIGURE, STATUS, OperationError
 from nightjar.cluster.client import get_or_create_policy_actor
-from nightjar.cluster.storage.checkpoint import NAMESPACE
+from nightjar.cluster.storage.gcs_store import NAMESPACE
 from nightjar.loadtests.arms.processes import as_keyboard_interrupt
 from nightjar.loadtests.arms.session import Session, service_api
 from nightjar.loadtests.arms.stock_table import TableRows

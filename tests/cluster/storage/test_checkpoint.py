@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from nightjar.cluster.storage import checkpoint as stored
-from nightjar.cluster.storage.checkpoint import Checkpoint, GcsStore, StoreError
+from nightjar.cluster.storage import gcs_store as stored
+from nightjar.cluster.storage.checkpoint import Checkpoint, StoreError
+from nightjar.cluster.storage.gcs_store import GcsStore
 from tests.cluster.protocol import MemoryStore
 
 

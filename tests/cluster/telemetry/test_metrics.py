@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from nightjar.cluster.telemetry.metrics import MAX_SOURCES, Exporter, Family, Labels, Marks, Metric, RayBackend, increments
+from nightjar.cluster.telemetry.metrics import MAX_SOURCES, Exporter, Family, Labels, Marks, Metric, increments
 from tests.cluster.telemetry.exported import MemoryBackend
 
 Record = Mapping[Labels, float]
@@ -147,6 +147,8 @@ class FakeRayMetric:
 
 def test_ray_gets_each_metric_once_with_the_hosts_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = pytest.importorskip("ray.util.metrics")
+    from nightjar.cluster.telemetry.ray_backend import RayBackend
+
     FakeRayMetric.made = []
     monkeypatch.setattr(metrics, "Counter", FakeRayMetric)
     monkeypatch.setattr(metrics, "Gauge", FakeRayMetric)
@@ -163,6 +165,8 @@ def test_ray_gets_each_metric_once_with_the_hosts_labels(monkeypatch: pytest.Mon
 def test_rays_own_classes_take_what_the_backend_gives_them() -> None:
     """Without a cluster: Ray records into this process."""
     pytest.importorskip("ray")
+    from nightjar.cluster.telemetry.ray_backend import RayBackend
+
     backend = RayBackend({"ReplicaId": "r1"})
     backend.add(STEPS, ("3",), 0.0)
     backend.add(STEPS, ("3",), 2.5)
