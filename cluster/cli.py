@@ -36,6 +36,11 @@ COMMANDS: Final = {
         "Serve a YAML file's applications on a local Ray cluster of its own, until Ctrl-C.",
         extra="serve",
     ),
+    "serve": RoomCommand(
+        "nightjar.deployments.plain_vllm.command",
+        "Serve one model as `vllm serve` does, steered, without Ray: vLLM's own arguments.",
+        extra="vllm",
+    ),
     "status": RoomCommand(
         f"{CLUSTER}.status",
         "Show every replica (batch, queue, KV use, K, acceptance), and of each group its plan and what it gained.",

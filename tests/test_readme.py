@@ -106,6 +106,10 @@ NOT_HERE: Final = {
     'make mutants ARGS="off_guard --again"': "the same",
     'make mutants ARGS="--share 0.2 --seed 7"': "the same",
     "pip install --constraint constraints-gpu.txt '.[gpu]'": "a GPU's vLLM does not fit a CPU",
+    "pip install --constraint constraints-gpu.txt '.[vllm]'": "the same",
+    "nightjar serve Qwen/Qwen3-32B --port 8000 --spec-model Qwen/Qwen3-0.6B --spec-tokens 5": (
+        "no GPU; tests/deployments/plain_vllm serves a small model"
+    ),
     "pip install '.[grafana]'": "was run before any test, with the other extras",
     "nightjar gpu-proof --target Qwen/Qwen3-1.7B --draft Qwen/Qwen3-0.6B --head AngelSlim/Qwen3-1.7B_eagle3 --out runs/gpu-proof": (
         "no GPU; tests/deployments/proof/kit rehearses it on a CPU"

@@ -130,10 +130,14 @@ class ConfigureAnswer(TypedDict):
 
 
 class Outlives(TypedDict):
-    """Whether what is set by hand outlives the loss of the head node, and an upgrade that runs both clusters."""
+    """Whether what is set by hand outlives the loss of the head node, and an upgrade that runs both clusters.
+
+    `folder` is where a policy without a cluster keeps it for its next start; empty where there is a cluster.
+    """
 
     head: bool
     upgrade: bool
+    folder: NotRequired[str]
 
 
 class ModeAnswer(TypedDict):

@@ -47,6 +47,8 @@ def what_ends_it(answer: Mapping[str, object], for_s: float | None, take_back: s
     holds for 30m, or until `nightjar mode default`; new settings and a restart of the policy do not end it
     losing the head node ends it: no GCS fault tolerance. Then the settings' mode holds
     an upgrade that runs both clusters takes it along (seed_from)
+    >>> list(what_ends_it({"outlives": {"head": False, "upgrade": False, "folder": "/state"}}, None, "nightjar mode default"))[1:]
+    ['kept in /state: a server that starts with this folder goes on with it']
     """
     until = f"for {format_duration(for_s)}, or until" if for_s is not None else "until"
     yield f"holds {until} `{take_back}`; new settings and a restart of the policy do not end it"
@@ -55,6 +57,8 @@ def what_ends_it(answer: Mapping[str, object], for_s: float | None, take_back: s
         yield "ends with its replica"
     elif not isinstance(outlives, Mapping):
         yield "this policy does not say whether losing the head node or an upgrade ends it"
+    elif folder := outlives.get("folder"):
+        yield f"kept in {folder}: a server that starts with this folder goes on with it"
     else:
         yield (
             "losing the head node does not end it (GCS fault tolerance)"

@@ -32,12 +32,16 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ActorIdentity:
-    """The process that the service runs in, and what is known of its cluster (handover.service_of, has_fault_tolerance)."""
+    """The process that the service runs in, and what is known of its cluster (handover.service_of, has_fault_tolerance).
+
+    `state_folder` is where a policy without a cluster keeps what it stores.
+    """
 
     pid: int
     node_id: str = ""
     service: str = ""
     has_fault_tolerance: bool = False
+    state_folder: str = ""
 
 
 class Refusals:

@@ -64,9 +64,10 @@ class PolicyService:
     """One fleet's policy. `start` before use, `stop` at the end; everything runs on one event loop.
 
     `clock` gives seconds since the epoch and never steps back, so an expiry in it means the same to the next actor; `retire` is
-    called once when no report came for IDLE_EXIT_S. `publish` is shown the policy every PUBLISH_PERIOD_S, also while deciding is
-    stuck; it must not wait. `recorder` notes what a replay needs (INV-7); without one nothing is noted. `other_versions` knows of
-    actors of other protocol versions beside this one; without it there are none. `memory_kills` knows of replicas that Ray killed.
+    called once when no report came for IDLE_EXIT_S, and a policy without one waits for reports for ever. `publish` is shown the
+    policy every PUBLISH_PERIOD_S, also while deciding is stuck; it must not wait. `recorder` notes what a replay needs (INV-7);
+    without one nothing is noted. `other_versions` knows of actors of other protocol versions beside this one; without it there are
+    none. `memory_kills` knows of replicas that Ray killed.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class PolicyService:
         journal: Journal,
         clock: Callable[[], float],
         identity: ActorIdentity,
-        retire: Callable[[], None],
+        retire: Callable[[], None] | None,
         publish: Callable[[PolicyNumbers], None],
         read_seed: ReadSeed,
         recorder: Recorder | None = None,
@@ -163,6 +164,10 @@ class PolicyService:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._seed_from.stop()
 
+    async def save(self) -> None:
+        """Store what is not stored yet: what was learned, for one, is written every few seconds. Never raises."""
+        await self._checkpoint.save()
+
     @property
     def _settings(self) -> OperatorSettings:
         return self._controller.settings
@@ -225,7 +230,12 @@ class PolicyService:
 
     @property
     def _outlives(self) -> operations.Outlives:
-        return {"head": self._about.identity.has_fault_tolerance, "upgrade": is_policy(self._settings.seed_from)}
+        identity = self._about.identity
+        return {
+            "head": identity.has_fault_tolerance,
+            "upgrade": is_policy(self._settings.seed_from),
+            "folder": identity.state_folder,
+        }
 
     async def canary(self, values: Mapping[str, object]) -> operations.CanaryAnswer:
         """Begin, end or promote a canary; a wrong request changes nothing."""
@@ -374,7 +384,7 @@ class PolicyService:
         return issued
 
     async def _keep_deciding(self) -> None:
-        while self._clock() - self._last_report_at_s < IDLE_EXIT_S:
+        while self._retire is None or self._clock() - self._last_report_at_s < IDLE_EXIT_S:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.decision_period_s):
                     await self._decide_now.wait()

@@ -8,13 +8,12 @@ costs speed, not service.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 REPLICA_VARIABLE: Final = "NIGHTJAR_REPLICA"
 """Which process an engine's processes belong to (process_guard.py)."""
@@ -41,7 +40,7 @@ class HostFacts:
     on_cpu: bool
     replica: str  # its token (process_guard.py), empty where it has none
     local_rank: int  # of this replica among the deployment's replicas on this node
-    cores_per_engine: int
+    cores_per_engine: int  # 0: cores, threads and KV cache are left to vLLM
     allowed_cores: tuple[int, ...]  # cores this process may run on
     openmp_library: str = ""  # path of libiomp5.so, empty where there is none
     num_workers: int = 1  # processes of an engine core that run the model: tensor x pipeline parallel size
@@ -140,18 +139,16 @@ def apply_environment(values: Mapping[str, str], environ: MutableMapping[str, st
 
 
 def _ray_address() -> str:
-    with contextlib.suppress(ImportError):
-        import ray
-
-        if ray.is_initialized():
-            return str(ray.get_runtime_context().gcs_address)
-    return ""
+    """Of the cluster that this process is of: one that has not imported Ray is of none, and does not import it for this."""
+    ray: Any = sys.modules.get("ray")
+    return str(ray.get_runtime_context().gcs_address) if ray is not None and ray.is_initialized() else ""
 
 
 def _cpu_environment(facts: HostFacts) -> dict[str, str]:
-    values = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "OMP_NUM_THREADS": "1"}
-    if facts.openmp_library:
-        values["LD_PRELOAD"] = facts.openmp_library
+    values = {"LD_PRELOAD": facts.openmp_library} if facts.openmp_library else {}
+    if not facts.cores_per_engine:
+        return values
+    values |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "OMP_NUM_THREADS": "1"}
     if facts.num_workers == 1 and facts.allowed_cores:
         values[CORES_VARIABLE] = bound_cores(facts)
     if not facts.kv_cache_is_sized:

@@ -18,6 +18,7 @@ from nightjar.deployments.engine.start.hooks import (
     KV_ONLY_HEAD,
     LOAD,
     ON_CPU,
+    PLAIN_SERVER,
     RANKS,
     Hook,
 )
@@ -35,6 +36,7 @@ FEATURES: Final = {
     "drafts on V2": DRAFT_ON_V2,
     "ranks": RANKS,
     "CPU engines": ON_CPU,
+    "nightjar serve": PLAIN_SERVER,
 }
 SINCE: Final = {"heads": V2_OBEYS_K_FROM, "drafts on V2": V2_OBEYS_K_FROM}
 """Features that older versions do not need: every drafter of 0.29 and 0.31 is steered on model runner V1."""

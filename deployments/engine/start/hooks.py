@@ -22,6 +22,10 @@ from typing import Any, Final
 from nightjar.deployments.engine.environment import is_on_cpu
 
 HOMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "cli_env_setup": (
+        "vllm.entrypoints.common.startup",  # 0.33
+        "vllm.entrypoints.serve.utils.api_utils",  # 0.29 to 0.32
+    ),
     "FrontendArgs": (
         "vllm.entrypoints.common.cli_args",  # 0.33
         "vllm.entrypoints.launchers.cli_args",  # 0.29 to 0.32
@@ -140,6 +144,22 @@ LOAD: Final = (
 )
 """What an engine's load is read from, one that is served plainly included. There is no feature to leave out without them, so the
 start-up check does not look: `make contract` does."""
+_ENTRY: Final = "vllm.entrypoints.launchers.api_server.entry"
+_SERVE_COMMAND: Final = "vllm.entrypoints.cli.serve"
+PLAIN_SERVER: Final = (
+    _hook(_ENTRY, "build_async_engine_client_from_engine_args", parameters="engine_args usage_context client_config"),
+    _hook("vllm.entrypoints.launchers.app", "build_app", parameters="args supported_tasks model_config"),
+    _hook("", "cli_env_setup"),
+    _hook(_SERVE_COMMAND, "ServeSubcommand.subparser_init", parameters="subparsers"),
+    _hook(_SERVE_COMMAND, "ServeSubcommand.validate", parameters="args"),
+    _hook(_SERVE_COMMAND, "ServeSubcommand.cmd", parameters="args"),
+    _hook(
+        "vllm.v1.engine.async_llm",
+        "AsyncLLM.from_vllm_config",
+        parameters="vllm_config usage_context enable_log_requests aggregate_engine_logging disable_log_stats",
+    ),
+)
+"""What `nightjar serve` replaces, extends and calls. Without them it serves plainly, or not at all: `make contract` looks."""
 _PROPOSER: Final = "vllm.v1.spec_decode.llm_base_proposer"
 
 DORMANT_DRAFT: Final = (

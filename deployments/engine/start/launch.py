@@ -45,7 +45,10 @@ _CORES: Final = "cores.json"
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """What to serve: resolved paths in `engine_kwargs`, and the names that the user gave."""
+    """What to serve: resolved paths in `engine_kwargs`, and the names that the user gave.
+
+    `cores_per_engine` is 0 where cores, threads and KV cache of an engine on a CPU are left to vLLM.
+    """
 
     served_model_name: str
     target_name: str
@@ -62,7 +65,7 @@ def prepare_process(request: EngineRequest, engine_kwargs: Mapping[str, Any], *,
     folder = make_engine_folder()
     workers, ranks = num_workers(engine_kwargs), num_ranks(engine_kwargs)
     claimed: tuple[int, ...] = ()
-    if on_cpu and workers == 1 and folder is not None and not os.environ.get(CORES_VARIABLE):
+    if on_cpu and workers == 1 and folder is not None and request.cores_per_engine and not os.environ.get(CORES_VARIABLE):
         claimed = claim_cores(folder.path, sorted(os.sched_getaffinity(0)), max(request.cores_per_engine, ranks))
     host = gather_host_facts(
         replica=own_token(),
@@ -84,6 +87,20 @@ def prepare_process(request: EngineRequest, engine_kwargs: Mapping[str, Any], *,
     return folder
 
 
+def chosen_arguments(
+    request: EngineRequest, engine_kwargs: Mapping[str, Any], facts: EngineFacts, *, shadow: bool, missing_hooks: MissingHooks
+) -> EngineArguments:
+    """What this engine is started with, as far as nothing refuses it."""
+    return steered_engine_kwargs(
+        engine_kwargs,
+        facts,
+        missing_hooks=missing_hooks,
+        shadow=shadow,
+        wanted_tiers=request.options.graph_tiers,
+        without=request.options.without,
+    )
+
+
 def start_steered(
     request: EngineRequest,
     engine_kwargs: Mapping[str, Any],
@@ -101,14 +118,7 @@ def start_steered(
     Raises what `configure` and `start` raise for the user's arguments, and SteeringRequiredError where the request requires an
     engine that is steered, and this one would not be.
     """
-    arguments = steered_engine_kwargs(
-        engine_kwargs,
-        facts,
-        missing_hooks=missing_hooks,
-        shadow=shadow,
-        wanted_tiers=request.options.graph_tiers,
-        without=request.options.without,
-    )
+    arguments = chosen_arguments(request, engine_kwargs, facts, shadow=shadow, missing_hooks=missing_hooks)
     plain = EngineArguments(
         dict(engine_kwargs), facts.drafter_kind, facts.max_num_speculative_tokens, runner_is_v1=facts.runner_is_v1
     )

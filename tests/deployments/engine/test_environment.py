@@ -66,6 +66,11 @@ def test_gpu_engine_gets_nothing_that_only_a_cpu_needs() -> None:
     assert set(engine_environment(GPU)) == of_every_engine
 
 
+def test_where_cores_and_memory_are_left_to_vllm_the_fast_openmp_is_all_that_a_cpu_engine_gets() -> None:
+    added = set(engine_environment(replace(CPU, cores_per_engine=0))) - set(engine_environment(GPU))
+    assert added == {"LD_PRELOAD"}
+
+
 def test_what_the_engine_arguments_decide_is_left_to_them() -> None:
     environment = engine_environment(replace(CPU, kv_cache_is_sized=True, num_workers=2, models_are_local=False))
     assert not {"VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND", "HF_HUB_OFFLINE"} & set(environment)

@@ -1,0 +1,155 @@
+"""The command line of `nightjar serve`: vLLM's parser with a group of ours, one line for what is wrong with it, and no Ray."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from nightjar.cluster.cli import COMMANDS, load_command
+from nightjar.deployments.plain_vllm import command
+from nightjar.deployments.plain_vllm.arguments import users_kwargs
+from nightjar.deployments.plain_vllm.command import ServeOptions, add_options, serve_steered, take_options
+
+OURS: list[Any] = [option for option in load_command("serve", COMMANDS["serve"]).params if option.param_type_name == "option"]
+SERVED_HERE = {"uds": None, "port": 8000}
+
+
+def parsed(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model_tag")
+    parser.add_argument("--port", type=int)
+    add_options(parser, OURS)
+    return parser.parse_args(arguments)
+
+
+def taken(*arguments: str) -> ServeOptions:
+    return take_options(parsed("m", *arguments), OURS)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as left:
+        taken(*arguments)
+    assert left.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_without_a_word_the_engine_is_steered() -> None:
+    assert taken() == ServeOptions({"mode": "auto"})
+
+
+def test_the_file_is_the_policys_settings_and_a_mode_that_is_typed_wins(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("mode: shadow\ndwell_steps: 7\n")
+    assert taken("--nightjar-settings", str(file)).settings == {"mode": "shadow", "dwell_steps": 7}
+    assert taken("--nightjar-settings", str(file), "--nightjar-mode", "pin=2").settings == {"mode": "pin=2", "dwell_steps": 7}
+
+
+def test_of_what_is_typed_vllm_sees_its_own() -> None:
+    args = parsed("m", "--port", "1", "--nightjar-state", "/state", "--print-arguments")
+    assert take_options(args, OURS) == ServeOptions({"mode": "auto"}, Path("/state"), print_arguments=True)
+    assert vars(args) == {"model_tag": "m", "port": 1}
+
+
+def test_what_is_wrong_with_ours_is_one_line_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "settings.yaml"
+    assert "--nightjar-mode: 'fast' is none of auto, shadow, off, pin=K" in refusal(capsys, "--nightjar-mode", "fast")
+    assert f"{file}: cannot be read" in refusal(capsys, "--nightjar-settings", str(file))
+    file.write_text("- mode\n")
+    assert "a mapping of settings is needed, such as mode: auto (got \"['mode']\")" in refusal(
+        capsys, "--nightjar-settings", str(file)
+    )
+    file.write_text("dwel_steps: 7\n")
+    assert "did you mean dwell_steps?" in refusal(capsys, "--nightjar-settings", str(file))
+
+
+def test_servers_that_are_processes_of_their_own_are_served_plainly_and_said() -> None:
+    served: list[argparse.Namespace] = []
+    args = argparse.Namespace(api_server_count=2, **SERVED_HERE)
+    with capture_logs() as logs:
+        serve_steered(args, ServeOptions({"mode": "auto"}), served.append)
+    assert served == [args]
+    (entry,) = logs
+    assert entry["reason"] == "2 API server processes: one engine is steered from one, --api-server-count 1"
+
+
+def test_a_vllm_that_lacks_what_is_replaced_serves_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("prometheus_client")
+    served: list[argparse.Namespace] = []
+    monkeypatch.setitem(sys.modules, "moved_entry", SimpleNamespace(build_app=None))
+    monkeypatch.setattr(command, "ENTRY", "moved_entry")
+    with capture_logs() as logs:
+        serve_steered(argparse.Namespace(**SERVED_HERE), ServeOptions({"mode": "auto"}), served.append)
+    assert len(served) == 1
+    assert "build_async_engine_client_from_engine_args" in logs[0]["reason"]
+
+
+def test_both_functions_of_vllm_are_replaced_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("prometheus_client")
+    entry = SimpleNamespace(build_app=object(), build_async_engine_client_from_engine_args=object(), run_server=object())
+    before = dict(vars(entry))
+    monkeypatch.setitem(sys.modules, "an_entry", entry)
+    monkeypatch.setattr(command, "ENTRY", "an_entry")
+    with capture_logs() as logs:
+        serve_steered(argparse.Namespace(**SERVED_HERE), ServeOptions({"mode": "auto"}), lambda _: None)
+    assert logs == []
+    assert {name for name, value in vars(entry).items() if value is not before[name]} == {*command.REPLACED}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch and vLLM, on import
+def test_the_parser_is_vllms_own_with_a_group_more() -> None:
+    vllm_serve = pytest.importorskip("vllm.entrypoints.cli.serve")
+    parsers = [argparse.ArgumentParser().add_subparsers() for _ in range(2)]
+    theirs, ours = (vllm_serve.ServeSubcommand().subparser_init(each) for each in parsers)
+    add_options(ours, OURS)
+    names = [{name for action in parser._actions for name in action.option_strings} for parser in (theirs, ours)]
+    assert names[1] - names[0] == {"--nightjar-mode", "--nightjar-settings", "--nightjar-state", "--print-arguments"}
+    assert names[0] < names[1]
+    assert command.GROUP in ours.format_help()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch and vLLM, on import
+def test_of_vllms_own_arguments_what_was_typed_is_the_users() -> None:
+    vllm_serve = pytest.importorskip("vllm.entrypoints.cli.serve")
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = FlexibleArgumentParser()
+    vllm_serve.ServeSubcommand().subparser_init(parser.add_subparsers(dest="subparser"))
+    typed = [
+        "serve",
+        "--max-num-seqs",
+        "4",
+        "--spec-method",
+        "ngram",
+        "--spec-tokens",
+        "3",
+        "-cc.cudagraph_capture_sizes",
+        "[1, 2]",
+    ]
+    assert users_kwargs(AsyncEngineArgs.from_cli_args(parser.parse_args(typed))) == {
+        "max_num_seqs": 4,
+        "speculative_config": {"method": "ngram", "num_speculative_tokens": 3},
+        "compilation_config": {"cudagraph_capture_sizes": [1, 2]},
+    }
+
+
+def test_the_way_to_a_steered_server_imports_no_ray() -> None:
+    """Where Ray can be imported, too: the test has it refuse."""
+    pytest.importorskip("prometheus_client")
+    modules = [
+        "nightjar.cluster.policy_thread",
+        "nightjar.cluster.telemetry.prometheus",
+        *(f"nightjar.deployments.plain_vllm.{name}" for name in ("command", "arguments", "server")),
+    ]
+    program = "import sys; sys.modules['ray'] = None\n" + "".join(f"import {module}\n" for module in modules)
+    program += "from nightjar.cluster.cli import COMMANDS, load_command; load_command('serve', COMMANDS['serve'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
