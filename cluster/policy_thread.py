@@ -1,7 +1,8 @@
 """The policy of one server, in a thread of that server: where there is no cluster, and so no actor.
 
 The same service as in the actor, with a loop of its own, so that the server's loop goes on while it decides, and whatever hangs in
-it costs reports and nothing else (INV-4). What it knows is kept in a folder and read at the next start. Fails open: a folder
+it costs reports and nothing else (INV-4). A thread, since a decision for one engine holds the interpreter for 5 ms a second, and a
+process would take the memory of another Python. What it knows is kept in a folder and read at the next start. Fails open: a folder
 that another server holds, or that cannot be written, is replaced by one that ends with the process; a policy that cannot
 begin answers every call with OperationError 503, as an actor that is away.
 """
