@@ -81,7 +81,6 @@ def test_servers_that_are_processes_of_their_own_are_served_plainly_and_said() -
 
 
 def test_a_vllm_that_lacks_what_is_replaced_serves_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("prometheus_client")
     served: list[argparse.Namespace] = []
     monkeypatch.setitem(sys.modules, "moved_entry", SimpleNamespace(build_app=None))
     monkeypatch.setattr(command, "ENTRY", "moved_entry")
@@ -92,7 +91,6 @@ def test_a_vllm_that_lacks_what_is_replaced_serves_plainly(monkeypatch: pytest.M
 
 
 def test_both_functions_of_vllm_are_replaced_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("prometheus_client")
     entry = SimpleNamespace(build_app=object(), build_async_engine_client_from_engine_args=object(), run_server=object())
     before = dict(vars(entry))
     monkeypatch.setitem(sys.modules, "an_entry", entry)
@@ -143,7 +141,6 @@ def test_of_vllms_own_arguments_what_was_typed_is_the_users() -> None:
 
 def test_the_way_to_a_steered_server_imports_no_ray() -> None:
     """Where Ray can be imported, too: the test has it refuse."""
-    pytest.importorskip("prometheus_client")
     modules = [
         "nightjar.cluster.policy_thread",
         "nightjar.cluster.telemetry.prometheus",
