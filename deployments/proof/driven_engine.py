@@ -37,7 +37,8 @@ class GenerationRequest:
     """One request of a batch: `options` are keyword arguments of vLLM's SamplingParams."""
 
     request_id: str
-    prompt: str
+    prompt: str | tuple[int, ...]
+    """A text, or its tokens where their number matters."""
     options: Mapping[str, Any]
     json_schema: Mapping[str, Any] | None = None
     regex: str = ""
@@ -108,7 +109,7 @@ class DrivenEngine(ABC):
         options = {**request.options, **(overrides if request.is_greedy else {})}
         self.engine.add_request(
             request.request_id,
-            request.prompt,
+            request.prompt if isinstance(request.prompt, str) else {"prompt_token_ids": list(request.prompt)},
             SamplingParams(**options, structured_outputs=structure),
             lora_request=LoRARequest("adapter", 1, request.adapter) if request.adapter else None,
         )

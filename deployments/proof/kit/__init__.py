@@ -5,7 +5,7 @@ chosen      which models, seeds and sizes: everything that two runs of the kit m
 plan        the phases, in their order
 engines     an engine of the kit, and the arguments that production would start it with
 tasks       a phase, its tasks, and what a task finds
-phases/     facts, start-up, correctness, K at random, off against plain, coming back, catch-up, lending, failing open, contest
+phases/     off against plain, facts, start-up, correctness, K at random, coming back, catch-up, lending, failing open, contest
 child       one task in a process of its own
 running     runs the tasks, and leaves out those that an earlier run finished
 environment what such a process finds in its environment

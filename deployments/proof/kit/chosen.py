@@ -39,8 +39,13 @@ class Sizes:
     """Tokens of each row that a draft model misses before it catches up."""
     lending_tokens: int
     lending_cycles: int
+    off_rows: tuple[int, ...]
+    """Rows of few tokens, at which off is measured against plain vLLM."""
+    off_context_tokens: int
+    """Of each of `off_context_rows` rows, where both are measured once more; fewer where model or memory end before."""
+    off_context_rows: int
     rounds: int
-    """Of what is measured side by side."""
+    """Of off and of plain vLLM, in each of their two turns."""
     measured_tokens: int
     """Tokens per request of a measurement."""
     contest_rows: tuple[int, ...]
@@ -61,7 +66,10 @@ ON_A_GPU: Final = Sizes(
     lags_tokens=(32, 128, 512),
     lending_tokens=400,
     lending_cycles=3,
-    rounds=7,
+    off_rows=(4, 8, 64, 256),
+    off_context_tokens=32_000,
+    off_context_rows=4,
+    rounds=5,
     measured_tokens=128,
     contest_rows=(1, 8, 32, 128),
     contest_rounds=3,
@@ -77,7 +85,10 @@ ON_THE_RIG: Final = Sizes(
     lags_tokens=(8, 24, 48),
     lending_tokens=72,
     lending_cycles=2,
-    rounds=5,
+    off_rows=(1, 4),
+    off_context_tokens=256,
+    off_context_rows=2,
+    rounds=3,
     measured_tokens=24,
     contest_rows=(1, 4),
     contest_rounds=2,
@@ -131,6 +142,14 @@ class Chosen:
         if self.on_rig:
             return "float32"
         return "bfloat16" if self.target_is_made else "auto"
+
+    @property
+    def longest_tokens(self) -> int:
+        """Prompt and answer that the phase about off asks for at most, within what the target's config.json allows."""
+        config: dict[str, Any] = json.loads((Path(self.target) / "config.json").read_text(encoding="utf-8"))
+        allowed = (config.get("text_config") or config).get("max_position_embeddings")
+        wanted = self.sizes.off_context_tokens + self.sizes.measured_tokens
+        return min(wanted, int(allowed)) if allowed else wanted
 
     @property
     def target_is_made(self) -> bool:

@@ -24,11 +24,9 @@ from nightjar.policy.wire.operator import DraftOffload
 
 Runner = Literal[1, 2]
 """vLLM's model runner, V1 or V2."""
-Room = Literal["scenarios", "roomy", "shared", "lends"]
-"""How large the engine is: the few KV blocks that the scenarios need; what vLLM would take; the same beside another engine; few
-blocks and a draft that lends its memory."""
-SHARED_UTILIZATION: Final = 0.4
-"""Of the GPU's memory, where two engines share it."""
+Room = Literal["scenarios", "roomy", "long", "lends"]
+"""How large the engine is: the few KV blocks that the scenarios need; what vLLM would take; the same for as many rows and as long
+a context as off is measured at; few blocks and a draft that lends its memory."""
 LENDING_BLOCKS: Final = 64
 """On a GPU: less than the crowd needs, and several of the driver's chunks in each layer."""
 
@@ -126,8 +124,9 @@ def _room(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
             options |= {"enable_cumem_allocator": True, "kv_cache_memory_bytes": _lending_bytes(spec, chosen)}
         return options
     sizes = chosen.sizes
-    options = {"max_model_len": sizes.max_model_len, "max_num_seqs": sizes.max_num_seqs, "max_logprobs": REFERENCE_LOGPROBS}
-    return options | ({"gpu_memory_utilization": SHARED_UTILIZATION} if spec.room == "shared" and not chosen.on_rig else {})
+    if spec.room == "long":
+        return {"max_model_len": chosen.longest_tokens, "max_num_seqs": max(sizes.off_rows)}
+    return {"max_model_len": sizes.max_model_len, "max_num_seqs": sizes.max_num_seqs, "max_logprobs": REFERENCE_LOGPROBS}
 
 
 def _speculative(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:

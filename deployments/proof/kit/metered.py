@@ -43,9 +43,14 @@ class MeteredEngine(Remote):
         super().__init__(f"engine {spec.name}", MODULE, [str(folder / f"{name}.json") for name in files], log, environment)
         self.call("start")
 
-    def batch(self, rows: int, tokens: int, seed: int) -> float:
-        """Seconds for `rows` requests of exactly `tokens` tokens each."""
-        return float(self.call("batch", rows, tokens, seed))
+    def kv_tokens(self) -> int:
+        """Tokens that its KV cache holds."""
+        return int(self.call("kv_tokens"))
+
+    def decode(self, rows: int, prompt_tokens: int, tokens: int, seed: int) -> dict[str, float]:
+        """`tokens` and `seconds` of the steps in which all of `rows` requests decode; each answers `tokens` at most."""
+        answer: dict[str, float] = self.call("decode", rows, prompt_tokens, tokens, seed)
+        return answer
 
     def hold(self, num_speculative_tokens: int) -> None:
         """Pin K of a steered engine; 0 is off."""
@@ -82,23 +87,27 @@ class Metered:
 
     def start(self) -> None:
         """The engine is up; a first batch warms what compiles at the first use."""
-        self.batch(1, 8, 0)
+        self.decode(1, 8, 8, 0)
 
     def hold(self, num_speculative_tokens: int) -> None:
         """See MeteredEngine."""
         if self._steered:
             self._engine.steer(f"pin={num_speculative_tokens}" if num_speculative_tokens else "off")
 
-    def batch(self, rows: int, tokens: int, seed: int) -> float:
-        """See MeteredEngine. The same seed asks the same of every engine."""
+    def kv_tokens(self) -> int:
+        """See MeteredEngine."""
+        cache = self._engine.vllm_config.cache_config
+        return int(cache.num_gpu_blocks or 0) * int(cache.block_size)
+
+    def decode(self, rows: int, prompt_tokens: int, tokens: int, seed: int) -> dict[str, float]:
+        """See MeteredEngine. The same seed asks the same of every engine; asked again, its prompts are cached."""
         rng = random.Random(seed)
+        ordinary = self._engine.vllm_config.model_config.get_vocab_size() // 2  # special tokens stand at the end
+        options = {"temperature": 0.0, "max_tokens": tokens, "ignore_eos": True}
         for _ in range(rows):
-            options = {"temperature": 0.0, "max_tokens": tokens, "ignore_eos": True}
-            self._engine.add(GenerationRequest(f"batch-{next(self._numbers)}", prompt(rng.randrange(1 << 20)), options))
-        began_s = time.perf_counter()
-        while self._engine.engine.has_unfinished_requests():
-            self._engine.engine.step()
-        return time.perf_counter() - began_s
+            tokens_of_prompt = tuple(rng.randrange(ordinary) for _ in range(prompt_tokens))
+            self._engine.add(GenerationRequest(f"decode-{next(self._numbers)}", tokens_of_prompt, options))
+        return all_rows_decoding(self._engine.engine, rows)
 
     def flow(self, rows: int, seconds_s: float, planned: bool) -> dict[str, float]:
         """See MeteredEngine."""
@@ -138,6 +147,25 @@ class Metered:
             if output.finished:
                 del self._generated[output.request_id]
         return generated
+
+
+def all_rows_decoding(engine: Any, rows: int, now_s: Callable[[], float] = time.perf_counter) -> dict[str, float]:
+    """Step a vLLM engine until it has nothing to do: `tokens` and `seconds` from the first step after which each of `rows` requests
+    has a token to the last one before any is done. Both are 0 where one is done before the last begins."""
+    generated: dict[str, int] = {}
+    began: tuple[float, int] | None = None
+    ended = (0.0, 0)
+    one_is_done = False
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            generated[output.request_id] = len(output.outputs[0].token_ids)
+            one_is_done = one_is_done or output.finished
+        if not one_is_done and len(generated) == rows:
+            ended = now_s(), sum(generated.values())
+            began = began or ended
+    if began is None:
+        return {"tokens": 0.0, "seconds": 0.0}
+    return {"tokens": float(ended[1] - began[1]), "seconds": ended[0] - began[0]}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nightjar.deployments.proof.kit.chosen import Chosen
+from nightjar.deployments.proof.kit.phases.off import OFF
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Verdict
 from nightjar.deployments.proof.kit.telling import Cleaner
 from nightjar.loadtests.report.page import render
@@ -84,6 +85,7 @@ def as_json(judged: Sequence[Judged], outcomes: Outcomes, chosen: Chosen, cleane
 def as_markdown(judged: Sequence[Judged], chosen: Chosen) -> str:
     """For an issue or a mail."""
     lines = [f"# {_title(chosen)}", "", _headline(judged, chosen), ""]
+    lines += [part for answer in _first_answer(judged) for part in (f"**{_escaped(answer)}**", "")]
     lines += _markdown_table(HEADS, [_row(each) for each in judged])
     for each in judged:
         lines += [f"## {each.phase.title}: {each.found.verdict.value}", ""]
@@ -100,6 +102,7 @@ def as_html(judged: Sequence[Judged], chosen: Chosen) -> str:
         "proof.html",
         title=_title(chosen),
         headline=_headline(judged, chosen),
+        answers=_first_answer(judged),
         heads=HEADS,
         overview=[_row(each) for each in judged],
         judged=judged,
@@ -117,6 +120,11 @@ def _headline(judged: Sequence[Judged], chosen: Chosen) -> str:
     models = ", ".join(f"{role} {name}" for role, name in chosen.names.items())
     rig = " On the rig times mean nothing, and no graph is captured." if chosen.on_rig else ""
     return f"{told}. Seed {chosen.seed}; {models}.{rig}"
+
+
+def _first_answer(judged: Sequence[Judged]) -> list[str]:
+    """What decides whether the rest matters to a reader: what off costs, or why that is not known. None where it was not asked."""
+    return [sentence for each in judged if each.phase is OFF for sentence in each.found.sentences[:1]]
 
 
 def _row(each: Judged) -> list[str]:

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import re
@@ -115,11 +116,12 @@ def run_tasks(phases: Sequence[Phase], chosen: Chosen, tell: Callable[[Ended], N
         return ended
 
     seconds: dict[str, float] = {}
-    alone = [task for task in tasks if task.engine is None]
+    ended: list[Ended] = []
     pool = ThreadPoolExecutor(2 if chosen.on_rig else 1)
     try:
-        ended = list(pool.map(run, [task for task in tasks if task.engine is not None]))
-        ended += [run(task) for task in alone]  # what is measured has nothing beside it
+        for alone, some in itertools.groupby(tasks, lambda task: task.engine is None):
+            each_of: Callable[..., Iterator[Ended]] = map if alone else pool.map  # what is measured has nothing beside it
+            ended += each_of(run, some)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(_RUNNING):  # none, unless somebody broke off

@@ -79,6 +79,12 @@ def start(steered: str) -> dict[str, Any]:
     }
 
 
+def place(rows: int, context: int, off_tokens: float) -> dict[str, Any]:
+    """Of the phase about off: where plain vLLM gives 100 tokens in each round."""
+    off, plain = ([{"tokens": tokens, "seconds": 1.0}] * 6 for tokens in (off_tokens, 100.0))
+    return {"rows": rows, "context": context, "off": off, "plain": plain}
+
+
 def good_run() -> dict[str, Any]:
     """By `Task.file_name`."""
     answers = {"a": answer(1, 2)}
@@ -92,7 +98,6 @@ def good_run() -> dict[str, Any]:
         for required in ("", ", required")
     }
     batches = {"batches": [{"rows": 1, "steps": steps(0)}], "fault": "", "tiers": [], "head_runs": ""}
-    rounds = [{"plain": 1.0, "off": 1.0 + 0.01 * number} for number in range(5)]
     rows = [
         {"round": number, "contender": name, "load": load, "tokens": tokens, "seconds": 2.0}
         for number in range(2)
@@ -133,7 +138,7 @@ def good_run() -> dict[str, Any]:
         **{f"correctness.{name}": engine(1) for name in ("head", "head-sync")},
         "random-K.draft": batches,
         "random-K.head": batches | {"batches": [{"rows": 1, "steps": steps(1)}]},
-        **{f"off.{name}": {"seconds": {"1": rounds}, "unable": ""} for name in ("draft", "head")},
+        **{f"off.{name}": {"places": [place(4, 64, 99.0), place(2, 256, 98.0)], "unable": ""} for name in ("draft", "head")},
         "catch-up.draft": {"lags": {f"catch-up-{each}": lag() for each in (8, 24, 48)}, "fault": ""},
         "lending.draft": {"cycles": [cycle, cycle], "fault": "", "notice": "", "free_bytes_lost": 0},
         "failing-open.refused": {

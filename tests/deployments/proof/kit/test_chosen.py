@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,3 +103,17 @@ def test_a_folder_that_is_no_models_and_a_head_of_an_unknown_kind_are_refused(tm
     (tmp_path / "target" / "config.json").write_text("{")
     with pytest.raises(ChosenModelError, match="cannot be read"):
         chosen(tmp_path, target=target, head=target)
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({"max_position_embeddings": 131072}, 32128),
+        ({"max_position_embeddings": 4096}, 4096),
+        ({"text_config": {"max_position_embeddings": 8192}}, 8192),
+        ({}, 32128),
+    ],
+)
+def test_off_is_measured_at_as_long_a_context_as_the_target_allows(tmp_path: Path, config: dict[str, Any], longest: int) -> None:
+    target = model(tmp_path / "target", **config)
+    assert chosen(tmp_path, target=target, draft=target).longest_tokens == longest

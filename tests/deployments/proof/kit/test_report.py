@@ -38,6 +38,17 @@ def test_all_three_files_hold_every_phase_with_its_verdict(tmp_path: Path) -> No
     assert "8 proved, 2 measured. Seed 0;" in files[1].read_text()
 
 
+def test_what_off_costs_is_asked_first_and_stands_above_all_verdicts() -> None:
+    found, _ = judged(good_run())
+    assert found[0].phase.name == "off"
+    answer = found[0].found.sentences[0]
+    assert "least 0.980 (0.980 to 0.980) (draft, 2 rows of 256 tokens)" in answer
+    for page, words in ((as_markdown(found, ON_RIG), answer), (as_html(found, ON_RIG), str(escape(answer)))):
+        assert page.index(words) < page.index(PHASES[-1].title)
+        assert page.count(words) == 2
+    assert answer not in as_markdown(found[1:], ON_RIG)
+
+
 def test_no_answer_and_no_secret_is_in_any_file(tmp_path: Path) -> None:
     run = good_run()
     run["correctness.draft"] = {"error": f"OSError: no access with {SECRET}"}
@@ -61,7 +72,7 @@ def test_what_a_table_or_a_sentence_holds_can_break_no_page() -> None:
 
 def test_a_phase_whose_files_cannot_be_read_is_a_failed_one_and_the_others_are_judged() -> None:
     run = good_run()
-    del run["off.draft"]["seconds"]
+    del run["off.draft"]["places"]
     found, _ = judged(run)
     assert {each.phase.name: each.found.verdict.value for each in found if each.found.verdict.value == "failed"} == {
         "off": "failed"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from nightjar.deployments.proof.kit import command
+from nightjar.deployments.proof.kit import command, running
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.plan import PHASES
 from nightjar.deployments.proof.kit.running import (
@@ -43,6 +43,17 @@ def test_what_an_earlier_run_of_the_same_choice_finished_is_read_and_not_run_aga
     run_tasks(PHASES, chosen, ended.append)
     assert {each.task.file_name for each in ended if each.was_there} == good_run().keys()
     assert read_outcomes(PHASES, chosen) == good_run()
+
+
+def test_tasks_run_in_the_order_of_the_phases_and_what_is_measured_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_gpu = dataclasses.replace(opened(tmp_path), rehearsal="")
+    monkeypatch.setattr(running, "_run", lambda task, *_: Ended(task, 1.0, ""))
+    ended: list[Ended] = []
+    run_tasks(PHASES, on_gpu, ended.append)
+    assert [each.task for each in ended] == tasks_of(PHASES, on_gpu)
+    assert [each.task.file_name for each in ended[:2]] == ["off.draft", "off.head"]
 
 
 def test_a_folder_of_another_choice_is_refused_and_begun_anew_where_asked(tmp_path: Path) -> None:
@@ -108,7 +119,7 @@ def test_the_contest_runs_only_where_it_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--only", "everything"], "--only everything: no such phase; there are facts, start-up"),
+        (["--only", "everything"], "--only everything: no such phase; there are off, facts, start-up"),
         (["--target", "./nowhere", "--draft", "owner/small"], "--target ./nowhere: no such folder"),
         (["--rig"], "--rig left the package: in a checkout of the repository, python -m tests.rig.rehearsal is the same"),
     ],

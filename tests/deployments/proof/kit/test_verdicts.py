@@ -151,7 +151,7 @@ def test_a_contender_or_a_pair_that_cannot_run_is_told_and_fails_nothing() -> No
     assert found.verdict is Verdict.MEASURED
     assert "draft: adaptive verification did not take part: not for this drafter" in found.sentences
     for name in ("draft", "head"):
-        run[f"off.{name}"] = {"seconds": {}, "unable": "No available memory"}
+        run[f"off.{name}"] = {"places": [], "unable": "No available memory"}
     found = phase_named("off").judge(run, ON_RIG)
     assert found.verdict is Verdict.LEFT_OUT
-    assert "do not fit beside each other: No available memory" in found.sentences[0]
+    assert "does not fit this machine: No available memory" in found.sentences[0]
