@@ -1,6 +1,7 @@
 """Profiles: what ships is readable and sourced, what is wrong is named."""
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.profiles import (
     PROFILE_NAMES,
     PROFILES_FOLDER,
@@ -19,6 +21,7 @@ from nightjar.loadtests.simulation.profiles import (
     acceptance_curves,
     read_profile,
 )
+from nightjar.loadtests.simulation.service.lengths import SHAREGPT
 from nightjar.loadtests.simulation.step_cost import step_cost
 
 
@@ -45,11 +48,12 @@ def test_five_profiles_are_benched_and_each_is_named_as_its_file() -> None:
 
 
 def test_profiles_of_published_numbers_run_by_name_and_say_what_they_are() -> None:
-    assert set(PUBLISHED_NAMES) == {"llama-8b-eagle3-h100", "llama-70b-eagle3-8xh100"}
+    assert set(PUBLISHED_NAMES) == {"deepseek-v4-flash-dspark-8xmi355x", "llama-8b-eagle3-h100", "llama-70b-eagle3-8xh100"}
     for name in PUBLISHED_NAMES:
         profile = read_profile(name)
         assert (profile.name, name in PROFILE_NAMES) == (name, False)
         assert "Published, not measured by us" in profile.description
+        assert re.search(r"pull request \d+|issue \d+", profile.sources["step_cost"])
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,20 @@ def test_a_step_at_batch_1_takes_as_long_as_was_published(name: str, length: int
     """vLLM issue 20780 (time per token times acceptance length), SGLang pull request 4716."""
     seconds = step_cost(read_profile(name)).seconds(1, 500.0, length, draft="active" if length else "kv")
     assert seconds * 1e3 == pytest.approx(published_ms, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("rows", "off", "drafting"),
+    [(4, 381.53, 970.33), (32, 2392.99, 4756.32), (128, 6340.78, 8778.87), (256, 8878.57, 7852.42)],
+)
+def test_tokens_a_second_of_the_dspark_profile_are_the_published_ones(rows: int, off: float, drafting: float) -> None:
+    """vLLM pull request 52362: speculation pays at 128 requests in flight, and costs at 256."""
+    profile = read_profile("deepseek-v4-flash-dspark-8xmi355x")
+    nominal = Nominal(profile, SHAREGPT, profile.mechanics(Mechanics.DORMANT))
+    assert [nominal.goodput(rows, 7), rows / step_cost(profile).seconds(rows, 0.0, 0, draft="dormant")] == pytest.approx(
+        [drafting, off], rel=1e-3
+    )
+    assert nominal.best_length(rows) == (7 if drafting > off else 0)
 
 
 def test_acceptance_of_the_published_eagle3_head_adds_up_to_the_published_lengths() -> None:
