@@ -20,6 +20,7 @@ def test_there_are_files_for_every_place_and_the_papers_pairs() -> None:
         "gpu-one-node",
         "gpu-many-nodes",
         "gpu-eagle3",
+        "gpu-draft-model",
         "paper-7b-rtx4090",
         "paper-13b-a100",
         "paper-32b-2xl20",
@@ -49,6 +50,13 @@ def test_in_the_papers_files_engine_and_policy_let_the_draft_leave_as_the_paper_
     engine, policy = yaml.safe_load(path.read_text())["applications"]
     assert engine["args"]["llm_configs"][0]["draft_offload"] == "under_memory_pressure"
     assert policy["deployments"][0]["user_config"]["draft_offload"] == "under_memory_pressure"
+
+
+def test_what_an_operator_of_gpus_copies_first_drafts_with_a_head() -> None:
+    examples = sorted((CONFIGS[0].parents[2] / "helm/nightjar/examples").glob("*.yaml"))
+    first = [path for path in GPU_CONFIGS if not path.stem.startswith("paper-") and path.stem != "gpu-draft-model"]
+    for path in [*first, *(path for path in examples if path.stem != "cpu")]:
+        assert "method: draft_model" not in path.read_text(), path.name
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
