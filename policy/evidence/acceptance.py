@@ -61,23 +61,29 @@ class AcceptanceEvidence:
         """This evidence, aged by the newer rows position by position, and the newer rows.
 
         What was known of a position is known as a share of the rows that came as far as the one before it: where those become
-        fewer or more, it follows. So a K that runs tells of the longer ones, too.
+        fewer or more, it follows. So a K that runs tells of the longer ones, too. Texts that are easier are so for every draft: a
+        position i that no newer row reached follows the last one that was reached, p, by the power i / p of what that rose by. (So
+        do the classes of the profiles: code keeps 1.66 times as many first drafts as open-ended talk, and 2.9, 4.7, 8 and 11 times
+        the next ones.)
 
         >>> AcceptanceEvidence((100.0,), (80.0,)).plus(AcceptanceEvidence((50.0, 50.0), (40.0, 20.0)), half_life_rows=50.0)
         AcceptanceEvidence(reached=(100.0, 50.0), accepted=(80.0, 20.0), seen_at_s=(0.0, 0.0))
         >>> AcceptanceEvidence((100.0, 100.0), (80.0, 40.0)).plus(AcceptanceEvidence((9e9,), (3.6e9,))).measured()
-        (0.4, 0.2)
+        (0.4, 0.1)
         """
         reached, accepted, seen = [], [], []
-        follows = 1.0
+        follows, last_reached = 1.0, 1
         for position in range(max(len(self.reached), len(newer.reached))):
             rows, kept, at_s = newer._at(position)
             old_rows, old_kept, old_at_s = self._at(position)
             share_left = 0.5 ** (rows / half_life_rows) * _weight(old_rows, at_s - old_at_s) if rows else 1.0
+            rise = follows if rows else follows ** ((position + 1) / last_reached)
             reached.append(old_rows * share_left + rows)
-            accepted.append(min(old_kept * follows, old_rows) * share_left + kept)
+            accepted.append(min(old_kept * rise, old_rows) * share_left + kept)
             seen.append(at_s if rows else old_at_s)
-            if old_kept > LEAST_SHARE * old_rows:
+            if rows:
+                last_reached = position + 1
+            if rows and old_kept > LEAST_SHARE * old_rows:
                 follows = accepted[-1] / reached[-1] / (old_kept / old_rows)
         return AcceptanceEvidence(tuple(reached), tuple(accepted), tuple(seen))
 
@@ -149,7 +155,7 @@ class AcceptanceEvidence:
         >>> group = AcceptanceEvidence((8000.0, 8000.0), (6000.0, 3000.0))
         >>> alike, other = AcceptanceEvidence((80.0,), (56.0,)), AcceptanceEvidence((320.0,), (80.0,))
         >>> [[round(share, 3) for share in one.shrunk_to(group).measured()] for one in (alike, other)]
-        [[0.725, 0.362], [0.255, 0.127]]
+        [[0.725, 0.35], [0.255, 0.043]]
         """
         weight_rows = self._rows_of_group(group)
         share = [min(1.0, weight_rows / rows) if rows else 0.0 for rows in group.reached]
