@@ -105,7 +105,14 @@ def decide_group(
     """
     settings, now_s, freeze = context.settings, context.now_s, context.freeze
     modes = {
-        replica_id: effective_mode(replica_id, replica.report.application, settings.mode, context.overrides, now_s)
+        replica_id: effective_mode(
+            replica_id,
+            replica.report.application,
+            settings.mode,
+            context.overrides,
+            now_s,
+            adaptive_verification=group.key.adaptive_verification,
+        )
         for replica_id, replica in replicas.items()
     }
     if freeze is not None:

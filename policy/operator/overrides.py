@@ -22,7 +22,12 @@ from nightjar.policy.wire.status import Scope
 
 MAX_OVERRIDES: Final = 1000
 """That hold at once."""
+BESIDE_ADAPTIVE: Final = "the settings' auto, which beside vLLM's adaptive verification waits for a mode by hand"
+"""Who says that a replica is in shadow where nobody did."""
 _MOST_SPECIFIC_FIRST: Final[tuple[Scope, ...]] = ("replica", "application", "fleet")
+
+
+_SHADOW: Final = Mode(kind="shadow")
 
 
 class ModeOverride(Record):
@@ -91,19 +96,31 @@ def set_override(overrides: Sequence[ModeOverride], override: ModeOverride) -> t
 
 
 def effective_mode(
-    replica_id: str, application: str, operator_mode: Mode, overrides: Sequence[ModeOverride], now_s: float
+    replica_id: str,
+    application: str,
+    operator_mode: Mode,
+    overrides: Sequence[ModeOverride],
+    now_s: float,
+    *,
+    adaptive_verification: bool = False,
 ) -> tuple[Mode, str]:
     """The mode of one replica and, in words, who set it: replica before application before fleet before settings.
+
+    Beside vLLM's `adaptive_verification` the settings' auto is no operator's word of this replica, and means shadow.
 
     >>> drain = ModeOverride(scope="application", name="chat", mode=Mode.parse("off"), reason="incident", expires_at_s=60.0)
     >>> mode, who = effective_mode("r1", "chat", Mode.parse("auto"), [drain], now_s=59.0)
     >>> str(mode), who
     ('off', 'application chat by hand (incident)')
-    >>> str(effective_mode("r1", "chat", Mode.parse("auto"), [drain], now_s=60.0)[0])
-    'auto'
+    >>> [str(effective_mode("r1", "chat", Mode.parse("auto"), [drain], 60.0, adaptive_verification=it)[0]) for it in (False, True)]
+    ['auto', 'shadow']
     """
     override = override_of(replica_id, application, overrides, now_s)
-    return (override.mode, set_by(override)) if override is not None else (operator_mode, "the settings")
+    if override is not None:
+        return override.mode, set_by(override)
+    if adaptive_verification and operator_mode.kind == "auto":
+        return _SHADOW, BESIDE_ADAPTIVE
+    return operator_mode, "the settings"
 
 
 def override_of(replica_id: str, application: str, overrides: Sequence[ModeOverride], now_s: float) -> ModeOverride | None:

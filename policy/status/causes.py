@@ -161,7 +161,14 @@ def _unsteered(facts: Facts) -> Iterator[Statement]:
 
 def _mode(facts: Facts) -> Statement:
     report = facts.replica.report
-    mode, who = effective_mode(facts.replica_id, report.application, facts.settings.mode, facts.overrides, facts.now_s)
+    mode, who = effective_mode(
+        facts.replica_id,
+        report.application,
+        facts.settings.mode,
+        facts.overrides,
+        facts.now_s,
+        adaptive_verification=report.group.adaptive_verification,
+    )
     override = override_of(facts.replica_id, report.application, facts.overrides, facts.now_s)
     tried = facts.canary.override_of(facts.replica_id, mode) if facts.canary is not None else None
     if tried is not None:

@@ -52,7 +52,8 @@ def explain(
     report, snapshot = replica.report, replica.report.snapshot
     batch, plan = snapshot.load.decode_batch_size, group.plan_of(replica)
     bucket = batch_bucket(batch)
-    mode, _ = effective_mode(replica_id, report.application, settings.mode, overrides, now_s)
+    adaptive = report.group.adaptive_verification
+    mode, _ = effective_mode(replica_id, report.application, settings.mode, overrides, now_s, adaptive_verification=adaptive)
     canary = state.canary if state.canary is not None and replica_id in state.canary.members else None
     if canary is not None and (tried := canary.override_of(replica_id, mode)) is not None:
         mode = tried.mode

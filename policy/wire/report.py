@@ -55,11 +55,15 @@ class GroupKey(Record):
     engine_version: Annotated[str, Field(max_length=64)] = ""
     graph_tiers: Annotated[tuple[NumSpeculativeTokens, ...], Field(max_length=MAX_NUM_SPECULATIVE_TOKENS + 1)] = ()
     """The K that the engines captured graphs for; empty where any K runs as well as any other."""
+    adaptive_verification: bool = False
+    """Whether vLLM verifies as many of the K drafts as it likes. How many stays on the GPU, so acceptance by position is censored:
+    what `reached` counts was drafted, and not all of it was verified."""
 
     @property
     def group_id(self) -> str:
-        """Readable and unique: the target's name and a digest of every field (of `graph_tiers` where there are any)."""
-        digested = self.model_dump_json(exclude=None if self.graph_tiers else {"graph_tiers"})
+        """Readable and unique: the target's name and a digest of every field (of the two last where they say anything)."""
+        unsaid = {name for name in ("graph_tiers", "adaptive_verification") if not getattr(self, name)}
+        digested = self.model_dump_json(exclude=unsaid)
         digest = hashlib.sha256(digested.encode()).hexdigest()[:8]
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", self.target.rstrip("/").rsplit("/", 1)[-1])[:48]
         return f"{name}-{digest}"

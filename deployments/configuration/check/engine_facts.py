@@ -245,6 +245,9 @@ def _graphs(facts: EngineFacts, arguments: EngineArguments) -> str:
     steered = not arguments.serving_plainly and not arguments.only_observing
     if steered and arguments.runner_is_v1:
         return "piecewise CUDA graphs: V1 captures no full ones where K changes (3 to 14 % slower steps are reported)"
+    if steered and facts.adaptive_verification:
+        tiers = ", ".join(map(str, arguments.graph_tiers))
+        return f"full CUDA graphs for any number of verified drafts, and the drafter's for K of {tiers} (graph_tiers)"
     if steered and arguments.graph_tiers:
         full = f"full and piecewise CUDA graphs for K of {', '.join(map(str, arguments.graph_tiers))} (graph_tiers)"
         return full if arguments.graph_plan is None else f"{full}; {arguments.graph_plan.in_words()}"

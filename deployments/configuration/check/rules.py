@@ -169,7 +169,7 @@ def _blamed(model: CheckedModel) -> tuple[Place, str]:
         "method": f"take one of those, {unsteered}",
         "parallel_drafting": f"take it out, {unsteered}",
         "num_speculative_tokens": f"write 1, for which one module drafts, {unsteered}" if facts.several_mtp_modules else "lower it",
-        "enable_adaptive_verification": "take it out",
+        "enable_adaptive_verification": f"take it out, {unsteered}",
         "max_num_seqs": "lower it",
         "pipeline_parallel_size": f"allowed is 1: take {name} out, and use tensor_parallel_size or more replicas instead",
         "data_parallel_size": f"allowed is 1 here: take {name} out, and use tensor_parallel_size or more replicas instead",

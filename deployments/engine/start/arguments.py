@@ -67,6 +67,12 @@ RUNNER_VARIABLE: Final = "VLLM_USE_V2_MODEL_RUNNER"
 
 SWITCHED_OFF: Final = "the layer {} is switched off (without)"
 """A layer's reason, where LLMConfig.without names it."""
+READS_CONFIDENCE: Final = "vLLM's adaptive verification reads the drafter's confidence in each step"
+"""Why a drafter runs whole at K = 0 beside it (record_confidences in v1/worker/gpu/model_runner.py, 0.32 and 0.33)."""
+SHARES_THE_WORK: Final = (
+    "vLLM's adaptive verification chooses how many drafts are verified, Nightjar the ceiling and off; it never ran on a GPU, so "
+    "the mode auto of the settings means shadow here until a mode is set by hand (nightjar mode auto --application NAME)"
+)
 
 STEERED_DEVICES: Final = ("cpu", "cuda")
 
@@ -96,7 +102,7 @@ class EngineFacts:
     runner_is_users: bool = False  # RUNNER_VARIABLE is set
     vllm_version: tuple[int, int] = V2_OBEYS_K_FROM
     adaptive_verification: bool = False
-    """Whether vLLM itself chooses how many drafts of each row are verified."""
+    """Whether vLLM itself chooses how many drafts of each row are verified, up to the step's K."""
     drafts_in_parallel: bool = False
     """PARD, P-EAGLE: one pass makes all drafts (vLLM's `parallel_drafting`)."""
     several_mtp_modules: bool = False
@@ -180,10 +186,11 @@ def steered_engine_kwargs(
 
     What this vLLM lacks costs the features that need it, and no others. `wanted_tiers` are the K to capture graphs for (None: the
     default), where each K needs graphs of its own. `without` is LLMConfig's. With every layer but steering off, vLLM's worker, its
-    look-ahead and its draft slots stay as they are.
+    look-ahead and its draft slots stay as they are. Beside adaptive verification little else changes, since any number of verified
+    drafts has its graph: such an engine can leave shadow without a new start.
     """
     blamed, reason = _why_plain(user_kwargs, facts, missing_hooks, without)
-    only_observing = shadow and facts.captures_graphs and not reason
+    only_observing = shadow and facts.captures_graphs and not reason and not facts.adaptive_verification
     steered = not reason and not only_observing
     chooses_v1 = steered and not facts.on_cpu and not facts.runner_is_users and bool(_why_not_on_v2(facts, missing_hooks, without))
     runner_is_v1 = facts.runner_is_v1 or chooses_v1
@@ -239,11 +246,15 @@ def _with_tiers(
 ) -> tuple[list[int], GraphPlan | None]:
     """Lengths by batch size that name every K to capture graphs for, in place of the `users`, and those graphs.
 
-    `kwargs` get sizes to capture, and the user's lengths for the scheduler, which runs those while it is not steered.
+    `kwargs` get sizes to capture, and the user's lengths for the scheduler, which runs those while it is not steered. Adaptive
+    verification has graphs of the target for any number of drafts (varlen_decode in v1/worker/gpu/cudagraph_utils.py of 0.32):
+    the drafter's alone are made for each K.
     """
     lengths = name_lengths(users, sorted({*graph_tiers(wanted, facts.max_num_speculative_tokens), *users}))
     if lengths != users:
         kwargs["additional_config"] = with_entry(kwargs.get("additional_config"), users_table=to_table(users))
+    if facts.adaptive_verification:
+        return lengths, None
     tiers = tuple(sorted(set(lengths)))
     compilation = with_capture_sizes(
         kwargs.get("compilation_config"), capture_sizes(facts.max_num_seqs, tiers, facts.largest_capture_size)
@@ -333,6 +344,28 @@ def _why_not_as_asked(facts: EngineFacts, missing: MissingHooks, without: Collec
     return reason and f"{RUNNER_VARIABLE} asks for runner V2: {reason}"
 
 
+def _why_not_beside_adaptive(facts: EngineFacts) -> str:
+    """Why an engine with adaptive verification has no ceiling to steer; empty where it has, or verifies as any other.
+
+    vLLM refuses the first two itself (VllmConfig._validate_adaptive_verification). The ceiling is obeyed where the runner cuts
+    off the drafts beyond K, from 0.32 on. A draft model obeys by our worker, which leaves out what makes its confidence.
+    """
+    if not facts.adaptive_verification:
+        return ""
+    kind, version = kind_of(facts.drafter_kind), ".".join(map(str, facts.vllm_version))
+    checks = (
+        (facts.on_cpu or facts.runner_is_v1, "needs model runner V2 on a GPU, and this engine runs on V1"),
+        (not facts.captures_graphs or not facts.full_graphs, "needs full CUDA graphs, and this engine captures none"),
+        (
+            facts.vllm_version < V2_OBEYS_K_FROM,
+            f"has no ceiling in vLLM {version}: drafts beyond a step's K are cut off from 0.32 on",
+        ),
+        (not kind.obeys_k_on_v2 or kind.model == "none", f"and a ceiling cannot be had together with {kind.method}"),
+    )
+    reason = next((reason for applies, reason in checks if applies), "")
+    return reason and f"enable_adaptive_verification {reason}"
+
+
 def _worker_class(
     facts: EngineFacts, missing: MissingHooks, without: Collection[Layer], *, runner_is_v1: bool, kv_only_head: bool
 ) -> str:
@@ -370,6 +403,8 @@ def _why_at_zero(facts: EngineFacts, missing: MissingHooks, without: Collection[
         return ""
     if (off := kind.layer) in without:
         return SWITCHED_OFF.format(off)
+    if facts.adaptive_verification:
+        return READS_CONFIDENCE
     if kind.is_head:
         reason = why_head_runs(facts.sleep, runner_is_v1=runner_is_v1)
         return reason or (f"this vLLM lacks what a head hooks into: {', '.join(missing.heads)}" if missing.heads else "")
@@ -386,6 +421,7 @@ def _notice(
     sleeps = may_sleep and not facts.on_cpu and not lacks and not facts.why_never_asleep
     full_graphs = facts.captures_graphs and facts.full_graphs and not runner_is_v1
     parts = (
+        facts.adaptive_verification and SHARES_THE_WORK,
         sleeps and "the sleeping drafter has never run on a GPU",
         not facts.runner_is_v1 and runner_is_v1 and f"on model runner V1; of V2: {_why_not_on_v2(facts, missing, without)}",
         facts.why_no_offload and f"draft_offload is not in use: {facts.why_no_offload}",
@@ -422,11 +458,7 @@ def _why_plain(
             "the MTP head drafts with several modules in turn, always its maximum, and their KV keeps the drafts that K leaves out",
         ),
         (bool(why := _why_not_as_asked(facts, missing, without)), "speculative_config", why),
-        (
-            facts.adaptive_verification,
-            "speculative_config.enable_adaptive_verification",
-            "enable_adaptive_verification lets vLLM choose how many drafts are verified, and two cannot choose: take it out",
-        ),
+        (bool(why := _why_not_beside_adaptive(facts)), "speculative_config.enable_adaptive_verification", why),
         (
             tokens > MAX_NUM_SPECULATIVE_TOKENS,
             "speculative_config.num_speculative_tokens",

@@ -165,6 +165,7 @@ def group_of(
         graph_mode="eager" if eager else config.compilation_config.cudagraph_mode.name.lower(),
         engine_version=vllm.__version__,
         graph_tiers=graph_tiers,
+        adaptive_verification=facts.adaptive_verification,
     )
 
 

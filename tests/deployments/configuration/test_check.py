@@ -432,9 +432,29 @@ def test_steps_of_a_heads_log_are_a_small_whole_number(steps: str) -> None:
     assert "head_log_steps: Input should be" in line.text("f")
 
 
-def test_an_engine_in_which_vllm_chooses_how_many_drafts_are_verified_will_be_served_plainly() -> None:
-    text = replaced("method: draft_model", "method: eagle3\n          enable_adaptive_verification: true")
-    assert "steering  plainly: enable_adaptive_verification lets vLLM choose" in described(text)
+ADAPTIVE = replaced("method: draft_model", "method: eagle3\n          enable_adaptive_verification: true")
+
+
+def test_beside_adaptive_verification_the_ceiling_is_steered_and_shadow_comes_first() -> None:
+    told = described(ADAPTIVE)
+    assert "steering  without sleeping: vLLM's adaptive verification reads the drafter's confidence in each step; K from 0" in told
+    assert "graphs    full CUDA graphs for any number of verified drafts, and the drafter's for K of 0, 1, 3, 5" in told
+    assert "auto of the settings means shadow here until a mode is set by hand" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (ADAPTIVE.replace("accelerator_type: H100", f"accelerator_type: H100\n      {ON_V1}"), "needs model runner V2 on a GPU"),
+        (ADAPTIVE.replace("max_num_seqs: 64", "max_num_seqs: 64\n        enforce_eager: true"), "needs full CUDA graphs"),
+        (ADAPTIVE.replace("method: eagle3", "method: ngram"), "and a ceiling cannot be had together with ngram"),
+    ],
+)
+def test_adaptive_verification_where_its_ceiling_cannot_be_steered_is_one_line_of_error(text: str, why: str) -> None:
+    (line,) = said(text, "error")
+    assert line.startswith(f"enable_adaptive_verification {why}")
+    assert "take it out, or serve it without Nightjar" in line
+    assert "\n" not in line
 
 
 def test_ranks_of_a_dense_target_will_be_steered_each_by_itself_with_a_gpu_each() -> None:

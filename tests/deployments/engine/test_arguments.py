@@ -26,6 +26,7 @@ from nightjar.deployments.engine.start.arguments import (
 from nightjar.deployments.engine.start.dormancy import CUDA_OFFLOAD_VARIABLE, HEAD_ON_V1, SleepFacts
 from nightjar.deployments.engine.start.graph_tiers import GraphPlan, capture_sizes
 from nightjar.deployments.engine.start.hooks import NOTHING_MISSING, MissingHooks
+from nightjar.deployments.steering_level import level_at_start
 from nightjar.policy.wire.report import Layer
 
 CPU = EngineFacts(
@@ -378,7 +379,28 @@ def test_an_engine_without_graphs_can_leave_shadow_at_any_time() -> None:
         (replace(CPU, max_num_seqs=5000), {}, "5000 is above 4096"),
         (replace(GPU, pipeline_parallel_size=2), {}, "pipeline_parallel_size 2"),
         (replace(GPU, data_parallel_size=2, why_ranks_plain="its ranks step together"), {}, "its ranks step together"),
-        (replace(EAGLE, adaptive_verification=True), {}, "enable_adaptive_verification lets vLLM choose"),
+        (
+            replace(EAGLE, adaptive_verification=True, runner_is_v1=True, runner_is_users=True),
+            {},
+            "enable_adaptive_verification needs model runner V2 on a GPU, and this engine runs on V1",
+        ),
+        (replace(CPU, drafter_kind="eagle", adaptive_verification=True), {}, "enable_adaptive_verification needs model runner V2"),
+        (replace(EAGLE, adaptive_verification=True, full_graphs=False), {}, "enable_adaptive_verification needs full CUDA graphs"),
+        (
+            replace(EAGLE, adaptive_verification=True, captures_graphs=False),
+            {},
+            "enable_adaptive_verification needs full CUDA graphs",
+        ),
+        (
+            replace(EAGLE, adaptive_verification=True, vllm_version=(0, 31)),
+            {},
+            "enable_adaptive_verification has no ceiling in vLLM 0.31: drafts beyond a step's K are cut off from 0.32 on",
+        ),
+        (
+            replace(GPU, adaptive_verification=True),
+            {},
+            "enable_adaptive_verification and a ceiling cannot be had together with draft_model",
+        ),
         (
             replace(GPU, runner_is_users=True, vllm_version=(0, 29)),
             {},
@@ -431,6 +453,27 @@ def test_a_moved_name_that_ranks_are_called_by_costs_engines_of_several_alone() 
     of_several = steered_engine_kwargs(user_kwargs(), replace(CPU, data_parallel_size=2), missing_hooks=missing)
     assert of_several.serving_plainly == "this vLLM lacks what each rank is called by: AsyncMPClient._call_utility_async"
     assert steered_engine_kwargs(user_kwargs(), CPU, missing_hooks=missing).serving_plainly == ""
+
+
+def test_beside_adaptive_verification_the_ceiling_is_steered_with_the_users_own_graphs_and_vllms_worker() -> None:
+    arguments = steered_engine_kwargs(user_kwargs(), replace(EAGLE, adaptive_verification=True))
+    assert arguments.serving_plainly == ""
+    assert arguments.kwargs["scheduler_cls"] == ASYNC_SCHEDULER
+    assert "worker_cls" not in arguments.kwargs
+    assert "compilation_config" not in arguments.kwargs
+    assert arguments.graph_plan is None
+    assert arguments.graph_tiers == (0, 1, 3, 4)
+    assert level_at_start(arguments).in_words() == (
+        "without sleeping: vLLM's adaptive verification reads the drafter's confidence in each step"
+    )
+    assert "Nightjar the ceiling and off" in arguments.notice
+    assert "until a mode is set by hand (nightjar mode auto --application NAME)" in arguments.notice
+
+
+def test_an_engine_with_adaptive_verification_may_leave_shadow_without_a_new_start() -> None:
+    adaptive = replace(EAGLE, adaptive_verification=True)
+    assert steered_engine_kwargs(user_kwargs(), adaptive, shadow=True) == steered_engine_kwargs(user_kwargs(), adaptive)
+    assert steered_engine_kwargs(user_kwargs(), EAGLE, shadow=True).only_observing
 
 
 def test_moved_hooks_are_named_and_serve_plainly() -> None:

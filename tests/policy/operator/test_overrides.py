@@ -41,6 +41,21 @@ def test_who_set_the_mode_is_said_with_the_reason_given() -> None:
     assert effective_mode("r1", "chat", SETTINGS, [], 0.0)[1] == "the settings"
 
 
+@pytest.mark.parametrize(("said", "means"), [("auto", "shadow"), ("shadow", "shadow"), ("off", "off"), ("pin=2", "pin=2")])
+def test_beside_adaptive_verification_the_settings_auto_means_shadow_and_any_other_mode_what_it_says(said: str, means: str) -> None:
+    mode, who = effective_mode("r1", "chat", Mode.parse(said), [], 0.0, adaptive_verification=True)
+    assert str(mode) == means
+    assert ("adaptive verification" in who) == (said == "auto")
+
+
+@pytest.mark.parametrize(
+    "scope", [{"scope": "fleet"}, {"scope": "application", "name": "chat"}, {"scope": "replica", "name": "r1"}]
+)
+def test_beside_adaptive_verification_a_mode_by_hand_of_any_scope_holds(scope: dict[str, str]) -> None:
+    override = ModeOverride.model_validate({**scope, "mode": "auto"})
+    assert str(effective_mode("r1", "chat", SETTINGS, [override], 0.0, adaptive_verification=True)[0]) == "auto"
+
+
 def test_a_new_override_replaces_only_the_one_of_its_scope_and_name() -> None:
     newer = REPLICA.model_copy(update={"mode": Mode.parse("off")})
     assert set_override((FLEET, REPLICA, APPLICATION), newer) == (FLEET, APPLICATION, newer)

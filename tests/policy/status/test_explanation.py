@@ -16,7 +16,7 @@ from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.report import DrafterCounters, DrafterState, EngineLoad, EngineSnapshot, RestartWish
 from nightjar.policy.wire.settings import SettingsVersion
-from tests.policy.engines import AUTO, Fleet, Replica, best_length
+from tests.policy.engines import AUTO, KEY, Fleet, Replica, best_length
 
 LEARNED = Fleet([Replica("chat#r1", batch=4), Replica("chat#r2", batch=4)])
 LEARNED.run(30.0)
@@ -81,6 +81,21 @@ def test_shadow_says_what_the_plan_would_run() -> None:
     override = ModeOverride(scope="fleet", mode=Mode.parse("shadow"))
     explained = of(overrides=(override,), load=load(runs=5))
     assert explained.summary.endswith("set by fleet by hand, until taken back; nothing is touched, the plan would run K=3")
+
+
+def test_a_replica_beside_adaptive_verification_begins_in_shadow_and_says_what_ends_that() -> None:
+    adaptive = KEY.model_copy(update={"adaptive_verification": True})
+    fleet = Fleet([Replica("chat#r1", batch=4)])
+    fleet.observe(fleet.replicas[0].report(group=adaptive))
+    fleet.decide()
+    explained = explain(fleet.state, fleet.decisions, fleet.settings, (), "chat#r1", fleet.now_s)
+    assert explained.mode == fleet.decisions["chat#r1"].mode == Mode.parse("shadow")
+    beside = "the settings' auto, which beside vLLM's adaptive verification waits for a mode by hand"
+    assert words(explained, "mode").startswith(f"mode shadow set by {beside}; nothing is touched")
+    by_hand = ModeOverride(scope="application", name="chat", mode=Mode.parse("auto"))
+    fleet.overrides = (by_hand,)
+    fleet.decide()
+    assert fleet.decisions["chat#r1"].mode == Mode.parse("auto")
 
 
 def test_the_replicas_own_kill_switch_beats_every_override() -> None:
