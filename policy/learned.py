@@ -35,7 +35,8 @@ ROUNDING: Final = 1e-6
 class LearnedCell(NamedTuple):
     """Decayed sums over the clean steps of one batch bucket at one K, as `evidence.CellEvidence` holds them.
 
-    `age_s`, seconds since the last of them, is for the reader of an export.
+    `age_s`, seconds since the last of them, is for the reader of an export. `generated_tokens` are kept where acceptance by
+    position is censored (evidence/ceilings.py), and 0 elsewhere.
     """
 
     batch_bucket: Annotated[int, Field(ge=0, lt=64)]
@@ -46,6 +47,7 @@ class LearnedCell(NamedTuple):
     context_tokens: DecayedSum = 0.0
     log_step_seconds_squared: DecayedSum = 0.0
     age_s: Annotated[float, Field(ge=0.0, le=1e12)] | None = None
+    generated_tokens: DecayedSum = 0.0
 
     @property
     def cell(self) -> Cell:
@@ -59,7 +61,14 @@ class LearnedCell(NamedTuple):
 
     def evidence(self) -> CellEvidence:
         """As evidence that is as new as it was when it was stored."""
-        return CellEvidence(self.steps, self.log_step_seconds, self.decode_rows, self.context_tokens, self.log_step_seconds_squared)
+        return CellEvidence(
+            self.steps,
+            self.log_step_seconds,
+            self.decode_rows,
+            self.context_tokens,
+            self.log_step_seconds_squared,
+            generated_tokens=self.generated_tokens,
+        )
 
 
 class LearnedMixedCell(NamedTuple):
@@ -178,6 +187,7 @@ class LearnedGroup(Record):
                 known.context_tokens,
                 known.log_seconds_squared,
                 round(max(now_s - known.measured_at_s, 0.0), 1) if now_s is not None else None,
+                known.generated_tokens,
             )
             for cell, known in sorted(evidence.cells.items())
         )
@@ -306,6 +316,12 @@ def _check_clean(one: LearnedCell) -> None:
         one.cell,
         f"{one.context_tokens:.4g} context tokens, allowed are 0 to {most_context:.4g}",
     )
+    most_tokens = one.decode_rows * (1 + one.num_speculative_tokens)
+    require(
+        one.generated_tokens <= most_tokens * (1.0 + ROUNDING),
+        one.cell,
+        f"{one.generated_tokens:.4g} generated tokens, allowed are 0 to {most_tokens:.4g}",
+    )
 
 
 def _check_acceptance(acceptance: AcceptanceEvidence, key: GroupKey) -> None:
@@ -347,7 +363,9 @@ def _check_plan(rows: tuple[TableRow, ...], key: GroupKey) -> None:
 
 
 _COLUMNS_BEFORE: Final[Mapping[str, str]] = {
-    name: "batch_buckets" if name == "batch_bucket" else name for name in LearnedCell._fields if name != "age_s"
+    name: "batch_buckets" if name == "batch_bucket" else name
+    for name in LearnedCell._fields
+    if name not in {"age_s", "generated_tokens"}
 }
 
 

@@ -135,7 +135,7 @@ def _planted(one: LearnedCell, now_s: float) -> CellEvidence:
 
     >>> _planted(LearnedCell(0, 3, steps=96.0, log_step_seconds=-384.0, decode_rows=96.0), 5.0)
     CellEvidence(steps=24.0, log_seconds=-96.0, rows=24.0, context_tokens=0.0, log_seconds_squared=0.0, seconds=0.0, \
-prefill_tokens=0.0, draft_tokens=0.0, measured_at_s=5.0)
+prefill_tokens=0.0, draft_tokens=0.0, generated_tokens=0.0, measured_at_s=5.0)
     """
     share = min(1.0, MOST_SEED_STEPS / one.steps)
     return CellEvidence(
@@ -143,6 +143,7 @@ prefill_tokens=0.0, draft_tokens=0.0, measured_at_s=5.0)
         one.log_step_seconds * share,
         one.decode_rows * share,
         one.context_tokens * share,
+        generated_tokens=one.generated_tokens * share,
         measured_at_s=now_s,
     )
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.evidence.student import Side, deviations, side_of
+from nightjar.policy.operator.canary.student import Side, deviations, side_of
 from nightjar.policy.wire.record import Record
 
 RESAMPLES: Final = 2_000

@@ -263,7 +263,7 @@ def _costs(price: Priced, replicas: int) -> _Costs:
     )
     estimate = replan_alone(view)
     times = predict_step_times(evidence.cells, view.arms, view.buckets, profile.limits.max_num_seqs, view.now_s)
-    tokens = times.rows[:, None] * estimate.goodput_model.tokens_per_row[None, :]
+    tokens = times.rows[:, None] * estimate.goodput_model.tokens_per_row
     pure = np.exp(times.log_seconds) / tokens
     beside = estimate.goodput_model.mixed_costs
     arms = len(view.arms)

@@ -141,7 +141,7 @@ class AcceptanceEvidence:
         conditional = survival / np.concatenate(([1.0], survival[:-1]))
         sums = [self._at(position) for position in range(len(survival))]
         rows = np.array([reached for reached, _, _ in sums]) * np.concatenate(([1.0], survival[:-1]))
-        age = np.array([_drift(now_s - at_s) if reached else MOST_DRIFT_VARIANCE for reached, _, at_s in sums])
+        age = np.array([drift(now_s - at_s) if reached else MOST_DRIFT_VARIANCE for reached, _, at_s in sums])
         informed = rows / rows_per_independent_row + PRIOR_ROWS / ROWS_PER_INDEPENDENT_ROW
         relative = (1.0 - conditional) / np.maximum(conditional, 1e-3) / informed + age
         least = np.minimum.outer(np.arange(len(survival)), np.arange(len(survival)))
@@ -182,7 +182,7 @@ class AcceptanceEvidence:
         if abs(mine - theirs) <= LEAST_DIFFERENCE * theirs:
             return 0.0
         sampled = max(mine * (1.0 - mine), 1.0 / rows) * ROWS_PER_INDEPENDENT_ROW / rows
-        return abs(mine - theirs) / math.sqrt(sampled + mine * mine * _drift(now_s - at_s))
+        return abs(mine - theirs) / math.sqrt(sampled + mine * mine * drift(now_s - at_s))
 
     def _rows_of_group(self, group: AcceptanceEvidence) -> float:
         """Rows that a group's share is worth here: what an independent row scatters by, over the variance between replicas."""
@@ -219,8 +219,9 @@ def tokens_per_row(acceptance: Sequence[float], num_speculative_tokens: int) -> 
 
 def _weight(rows: float, age_s: float) -> float:
     """Share of their weight that so many rows still have at that age."""
-    return 1.0 / (1.0 + rows * _drift(age_s) / ROWS_PER_INDEPENDENT_ROW)
+    return 1.0 / (1.0 + rows * drift(age_s) / ROWS_PER_INDEPENDENT_ROW)
 
 
-def _drift(age_s: float) -> float:
+def drift(age_s: float) -> float:
+    """Relative variance that `age_s` seconds without a row add to a share of kept drafts."""
     return min(max(age_s, 0.0) * DRIFT_VARIANCE_PER_SECOND, MOST_DRIFT_VARIANCE)

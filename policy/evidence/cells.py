@@ -55,6 +55,7 @@ def drift_variance(age_s: float) -> float:
 class CellEvidence(NamedTuple):
     """Decayed sums over the steps of a cell: how many, and what `report.CellCounters` counts of them.
 
+    `generated_tokens` are kept where acceptance by position is censored alone, and are 0 elsewhere (ceilings.py).
     `measured_at_s` is when the last of them was heard of, on the caller's clock; what is stored and read back is new again.
     """
 
@@ -66,6 +67,7 @@ class CellEvidence(NamedTuple):
     seconds: float = 0.0
     prefill_tokens: float = 0.0
     draft_tokens: float = 0.0
+    generated_tokens: float = 0.0
     measured_at_s: float = 0.0
 
     def plus(self, newer: CellEvidence, half_life_steps: float) -> CellEvidence:
@@ -85,6 +87,7 @@ class CellEvidence(NamedTuple):
             self.seconds * share_left + newer.seconds,
             self.prefill_tokens * share_left + newer.prefill_tokens,
             self.draft_tokens * share_left + newer.draft_tokens,
+            self.generated_tokens * share_left + newer.generated_tokens,
             max(self.measured_at_s, newer.measured_at_s),
         )
 
@@ -158,6 +161,11 @@ class Evidence:
         lengths = {cell.num_speculative_tokens for cell in self.cells}
         return lengths.pop() if len(lengths) == 1 else None
 
+    @property
+    def is_censored(self) -> bool:
+        """Whether acceptance by position does not tell what a shorter or longer K emits: the cells then hold tokens instead."""
+        return any(known.generated_tokens for known in self.cells.values())
+
     def is_measured(self, bucket: int, num_speculative_tokens: int, calibration_clean_steps: int) -> bool:
         """Whether the cell's step time was measured in earnest."""
         cell = self.cells.get(Cell(bucket, num_speculative_tokens))
@@ -176,7 +184,8 @@ class Evidence:
         cell, rows = self.cells.get(Cell(bucket, num_speculative_tokens)), self.decode_rows(bucket)
         if cell is None or rows is None:
             return None
-        return rows * self.tokens_per_row(num_speculative_tokens) / cell.step_seconds
+        emitted = cell.generated_tokens / cell.rows if cell.generated_tokens else self.tokens_per_row(num_speculative_tokens)
+        return rows * emitted / cell.step_seconds
 
     def tokens_per_row(self, num_speculative_tokens: int) -> float:
         """E(k) at the group's estimated acceptance."""

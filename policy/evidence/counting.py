@@ -121,7 +121,7 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
         now[cell] = _counted(counted)
         added = _difference(now[cell], last)
         _check_cell(cell, added, group)
-        new_cells[cell] = _evidence(cell, added)
+        new_cells[cell] = _evidence(cell, added, is_censored=group.adaptive_verification)
         if not cell.prefill:
             acceptance = acceptance.sum(AcceptanceEvidence(added.reached, added.accepted))
         seconds += added.step_seconds
@@ -196,8 +196,9 @@ def _difference(now: CountedCell, before: CountedCell | None) -> CountedCell:
     )
 
 
-def _evidence(cell: Cell, added: CountedCell) -> CellEvidence:
-    """The sums that the fleet learns from. Squares smaller than their mean allows are none.
+def _evidence(cell: Cell, added: CountedCell, *, is_censored: bool) -> CellEvidence:
+    """The sums that the fleet learns from: tokens where acceptance by position is censored. Squares smaller than their mean allows
+    are none.
 
     An older engine counts none, and those of a single step are a difference of large sums, which rounding takes below it every
     other time. So groups with slow engines know less of their scatter than there is, and believe their cells more; counting all of
@@ -215,7 +216,13 @@ def _evidence(cell: Cell, added: CountedCell) -> CellEvidence:
     squares = added.log_step_seconds_squared if added.log_step_seconds_squared >= least else 0.0
     squares = min(squares, MOST_LOG_SQUARED * added.steps)
     return CellEvidence(
-        added.steps, added.log_step_seconds, added.decode_rows, added.context_tokens, squares, seconds=added.step_seconds
+        added.steps,
+        added.log_step_seconds,
+        added.decode_rows,
+        added.context_tokens,
+        squares,
+        seconds=added.step_seconds,
+        generated_tokens=float(added.generated_tokens) if is_censored else 0.0,
     )
 
 

@@ -1,7 +1,8 @@
 """What a group may expect of every arm in every batch bucket: log goodput, and how sure the difference of two arms is.
 
 Goodput is rows * E(k) / step time, generated tokens a second; its logarithm splits into acceptance (one for all buckets) and
-step time (one for all prompts), so each is learned where it is cheapest. Planner, exploration, the price of a restart and what
+step time (one for all prompts), so each is learned where it is cheapest. Where vLLM verifies fewer drafts than K, E(k) is that of
+the bucket (ceilings.py). Planner, exploration, the price of a restart and what
 engines are told for their guard (policy.step.guard) all read this one table.
 """
 
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nightjar.policy.evidence.acceptance import ROWS_PER_INDEPENDENT_ROW, ROWS_PER_REQUEST, AcceptanceEvidence
+from nightjar.policy.evidence.ceilings import EmittedTokens
 from nightjar.policy.evidence.cells import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, Evidence
 from nightjar.policy.evidence.doubt import measured_arms, told_deviation
 from nightjar.policy.evidence.mixed_steps import charge
@@ -63,9 +65,9 @@ class GoodputModel:
     rows: Floats
     """(buckets,): decode rows that it is for."""
     tokens_per_row: Floats
-    """(arms,): E(k)."""
+    """(buckets, arms): E(k)."""
     tokens_deviation: Floats
-    """(arms,): standard deviation of log E(k)."""
+    """(buckets, arms): standard deviation of log E(k)."""
     limit: StepLimit | None = None
     """Where the operator limits a step."""
     mixed_costs: Floats | None = None
@@ -92,6 +94,8 @@ class GoodputModel:
     def told_deviation(self) -> Floats:
         """(buckets, arms, arms): standard deviation of one arm's log goodput over another's, as people are told it (doubt.py)."""
         if self.evidence is None:
+            return told_deviation(self.covariance, self.measured)
+        if self.evidence.is_censored:
             return told_deviation(self.covariance, self.measured)
         arms, acceptance = self.arms, self.evidence.acceptance
         more = _of_tokens(arms, acceptance, self.at_s, ROWS_PER_REQUEST) - _of_tokens(arms, acceptance, self.at_s)
@@ -167,24 +171,29 @@ def goodput_model(
     now_s: float,
     limit: StepLimit | None = None,
     mixed_s: Floats | None = None,
+    emitted: EmittedTokens | None = None,
 ) -> GoodputModel:
     """The table for `arms`, whose step times were predicted as `times` from `evidence`, and `mixed_s` those with prefill.
 
+    `emitted` are the tokens of a row where acceptance by position does not tell.
     Each token takes longer by what its K costs in steps with prefill (`mixed_costs`, of mixed_steps).
     """
-    acceptance = evidence.acceptance
-    survival = acceptance.acceptance(arms[-1])
-    tokens = 1.0 + _counts(arms) @ np.array(survival)
-    covariance = _of_tokens(arms, acceptance, now_s)
-    log_goodput = np.log(times.rows)[:, None] + np.log(tokens)[None, :] - times.log_seconds
+    if emitted is None:
+        acceptance = evidence.acceptance
+        of_all = 1.0 + _counts(arms) @ np.array(acceptance.acceptance(arms[-1]))
+        tokens = np.broadcast_to(of_all, times.log_seconds.shape)
+        covariance = np.broadcast_to(_of_tokens(arms, acceptance, now_s), times.covariance.shape)
+    else:
+        tokens, covariance = emitted.tokens, emitted.covariance
+    log_goodput = np.log(times.rows)[:, None] + np.log(tokens) - times.log_seconds
     log_goodput = log_goodput - np.log1p(charge(mixed_costs, times.log_seconds.shape) * np.exp(log_goodput))
     return GoodputModel(
         arms,
         log_goodput,
-        times.covariance + covariance[None, :, :],
+        times.covariance + covariance,
         times.rows,
         tokens,
-        np.sqrt(np.diag(covariance)),
+        np.sqrt(np.maximum(np.diagonal(covariance, axis1=1, axis2=2), 0.0)),
         limit,
         mixed_costs,
         evidence,

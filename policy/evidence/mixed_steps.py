@@ -74,7 +74,13 @@ def per_token(shares: Iterable[MixedShare]) -> tuple[float, float, float]:
 
 
 def mixed_costs(
-    evidence: Evidence, times: StepTimes, arms: Sequence[int], mixed_s: Floats | None, *, drafter_sleeps: bool
+    evidence: Evidence,
+    times: StepTimes,
+    arms: Sequence[int],
+    mixed_s: Floats | None,
+    *,
+    drafter_sleeps: bool,
+    emitted: Floats | None = None,
 ) -> Floats | None:
     """(buckets, arms, arms): seconds per generated token that K in steps with prefill (last axis) costs beside a K of pure decode
     steps (the axis before); infinite for pairs that may not be. None while nobody knows. `mixed_s` is what `mixed_seconds` answers.
@@ -87,7 +93,7 @@ def mixed_costs(
     if mixed_s is None or evidence.prefill_tokens_per_token <= 0.0:
         return None
     steps_per_token = evidence.prefill_tokens_per_token / _usual_prefill(evidence)
-    tokens = times.rows[:, None] * np.array([evidence.tokens_per_row(arm) for arm in arms])[None, :]
+    tokens = times.rows[:, None] * _tokens_per_row(evidence, arms, emitted)
     pure_s_per_token = np.exp(times.log_seconds) / tokens
     saved_s = pure_s_per_token[:, :, None] * np.minimum(tokens, 1.0 / steps_per_token)[:, None, :]
     costs: Floats = steps_per_token * (mixed_s[:, None, :] - saved_s)
@@ -139,7 +145,9 @@ def mixed_seconds(evidence: Evidence, times: StepTimes, arms: Sequence[int], pre
     return seconds_of_mixed
 
 
-def long_prefill(evidence: Evidence, times: StepTimes, arms: Sequence[int], max_step_s: float) -> Floats:
+def long_prefill(
+    evidence: Evidence, times: StepTimes, arms: Sequence[int], max_step_s: float, emitted: Floats | None = None
+) -> Floats:
     """(buckets, arms): seconds by which a step with a long prompt exceeds a pure decode step; 0 where such steps do not count.
 
     A long prompt prolongs a step as many times as the usual one as it is longer, or as much as its tokens take where that is more.
@@ -148,7 +156,7 @@ def long_prefill(evidence: Evidence, times: StepTimes, arms: Sequence[int], max_
     if usual_s is None:
         return np.zeros(times.log_seconds.shape)
     decode_s = np.exp(times.log_seconds)
-    tokens = times.rows[:, None] * np.array([evidence.tokens_per_row(arm) for arm in arms])[None, :]
+    tokens = times.rows[:, None] * _tokens_per_row(evidence, arms, emitted)
     longer = np.vectorize(long_prompt, otypes=[float])(evidence.mixed_steps_per_token * tokens)
     long_s = mixed_seconds(evidence, times, arms, longer)
     assert long_s is not None
@@ -167,6 +175,11 @@ def long_prompt(share: float) -> float:
         return 1.0
     deviations = NormalDist().inv_cdf(1.0 - LATE_SHARE / min(share, 1.0))
     return max(math.exp(PROMPT_SPREAD * deviations - PROMPT_SPREAD**2 / 2.0), 1.0)
+
+
+def _tokens_per_row(evidence: Evidence, arms: Sequence[int], emitted: Floats | None) -> Floats:
+    """(buckets or 1, arms): tokens of a row and step, those `emitted` where acceptance by position does not tell."""
+    return np.array([evidence.tokens_per_row(arm) for arm in arms])[None, :] if emitted is None else emitted
 
 
 def _parts(verified: Floats, lengths: Floats, prefill: Floats) -> Floats:

@@ -139,7 +139,7 @@ class Slopes:
         if model is None or len(model.rows) < 2:
             return cls()
         log_rows = np.log(model.rows)
-        log_seconds = log_rows[:, None] + np.log(model.tokens_per_row)[None, :] - model.log_goodput
+        log_seconds = log_rows[:, None] + np.log(model.tokens_per_row) - model.log_goodput
         return cls(model.arms, np.gradient(log_seconds, log_rows, axis=0))
 
     def at(self, cell: Cell) -> float:
@@ -210,7 +210,7 @@ def _believed(table: Table, effects: Floats, replicas: int, now_s: float) -> Mas
 
 def _pooled_clean(table: Table, effects: Floats, replicas: int, now_s: float) -> CellEvidence | None:
     """All rows as one, or None where nobody can be believed: the time is a mean, and what a plan only corrects by (context, noise)
-    a median once three are believed; rows are bounded by the bucket."""
+    a median once three are believed, as are the tokens that a row emits; rows are bounded by the bucket."""
     believed = np.flatnonzero(_believed(table, effects, replicas, now_s))
     if not len(believed):
         return None
@@ -226,7 +226,10 @@ def _pooled_clean(table: Table, effects: Floats, replicas: int, now_s: float) ->
     scatter = _middle(scatters[told], weights[told]) + log_seconds**2 if told.any() else 0.0
     context = _middle(sums["context_tokens"] / steps, weights)
     rows = float(weights @ (sums["rows"] / steps))
-    return CellEvidence(total, total * log_seconds, rows, total * context, total * scatter, measured_at_s=now_s)
+    emitted = rows * _middle(sums["generated_tokens"] / sums["rows"], weights) if sums["generated_tokens"].any() else 0.0
+    return CellEvidence(
+        total, total * log_seconds, rows, total * context, total * scatter, generated_tokens=emitted, measured_at_s=now_s
+    )
 
 
 def _capped(weights: Floats, believed: npt.NDArray[np.intp]) -> Floats:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from nightjar.policy.evidence.ceilings import predict_emitted
 from nightjar.policy.evidence.cells import Cell, Evidence
 from nightjar.policy.evidence.goodput import GoodputModel, goodput_model, step_limit
 from nightjar.policy.evidence.mixed_steps import long_prefill, mixed_costs, mixed_seconds
@@ -110,14 +111,16 @@ class GroupView:
     def goodput_model(self) -> GoodputModel:
         """Expected goodput of every arm in every bucket; half a millisecond, so ask once."""
         times = predict_step_times(self.evidence.cells, self.arms, self.buckets, self.key.max_num_seqs, self.now_s)
+        emitted = predict_emitted(self.evidence.cells, self.arms, times.rows, self.now_s) if self.evidence.is_censored else None
+        tokens = emitted.tokens if emitted is not None else None
         mixed_s = mixed_seconds(self.evidence, times, self.arms)
-        costs = mixed_costs(self.evidence, times, self.arms, mixed_s, drafter_sleeps=self.drafter_sleeps)
+        costs = mixed_costs(self.evidence, times, self.arms, mixed_s, drafter_sleeps=self.drafter_sleeps, emitted=tokens)
         limit_ms = self.settings.max_step_ms
         limit = None
         if limit_ms is not None:
-            prefill_s = long_prefill(self.evidence, times, self.arms, limit_ms / 1e3)
+            prefill_s = long_prefill(self.evidence, times, self.arms, limit_ms / 1e3, tokens)
             limit = step_limit(times, limit_ms / 1e3, step_noise(self.evidence.cells), prefill_s)
-        return goodput_model(self.arms, times, self.evidence, costs, self.now_s, limit, mixed_s)
+        return goodput_model(self.arms, times, self.evidence, costs, self.now_s, limit, mixed_s, emitted)
 
 
 def present_arms(view: GroupView) -> npt.NDArray[np.int64]:

@@ -81,7 +81,7 @@ def measurements(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.i
             improvement[bucket, model.arms.index(length)] = 0.0
     lost = np.expm1(np.minimum(expected_improvement(-gain, deviation), 2.0))
     steps = view.settings.calibration_clean_steps * _steps_per_clean_step(view, model) + SETTLING_STEPS
-    cost = steps * model.rows[:, None] * model.tokens_per_row[None, :] * lost
+    cost = steps * model.rows[:, None] * model.tokens_per_row * lost
     gain_tokens_per_s = improvement * np.exp(model.log_goodput[np.arange(len(planned)), planned])[:, None]
     wanted: dict[int, tuple[Measurement, ...]] = {}
     for bucket in view.buckets:
@@ -102,7 +102,7 @@ def measurements(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.i
 
 def _steps_per_clean_step(view: GroupView, model: GoodputModel) -> Floats:
     """(buckets, arms): steps that a measurement holds its K for one that counts: neither it nor the one before it has prefill."""
-    mixed = view.evidence.mixed_steps_per_token * model.rows[:, None] * model.tokens_per_row[None, :]
+    mixed = view.evidence.mixed_steps_per_token * model.rows[:, None] * model.tokens_per_row
     return np.asarray((1.0 - np.minimum(mixed, MOST_MIXED_SHARE)) ** -2.0)
 
 

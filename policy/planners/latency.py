@@ -48,7 +48,7 @@ def saved_request_seconds(
 ) -> Floats:
     """(cases, arms): request-seconds that a step with each K saves against one with the first.
 
-    tokens    (arms,): tokens of a row's step
+    tokens    (arms,) or (cases, arms): tokens of a row's step
     added_s   (cases, arms): what K adds to the step
     rows      (cases,): requests that decode
     token_s   (cases,): what a row waits for one more token, as K is now
@@ -57,7 +57,7 @@ def saved_request_seconds(
     Each row, and each request that waits for its slot, is done so much sooner; requests that wait for prompt compute gain what the
     saved tokens would have taken from it; and all of them wait for what the step takes longer.
     """
-    more = (tokens - tokens[0])[None, :]
+    more = np.atleast_2d(tokens - tokens[..., :1])
     sooner = ((rows + for_slot) * token_s)[:, None] * more
     computed = (for_compute * rows * engine_s)[:, None] * more
     saved: Floats = sooner + computed - (rows + for_slot + for_compute)[:, None] * added_s
@@ -95,9 +95,9 @@ def choose_for_latency(
     if mixed_s is None or pure_s is None or waits.is_nobody or len(rows) < 2:
         return None
     mixed_s = np.maximum(mixed_s, SHORTEST_STEP_SECONDS)
-    if evidence.answers_per_token > 0.0:
+    if evidence.answers_per_token > 0.0 and not evidence.is_censored:
         survival, left = evidence.acceptance.acceptance(model.arms[-1]), max(1.0 / evidence.answers_per_token - 1.0, 1.0)
-        tokens = tokens_until_the_end(survival, model.arms, left)
+        tokens = np.broadcast_to(tokens_until_the_end(survival, model.arms, left), tokens.shape)
     buckets, lengths = np.arange(len(rows)), np.array(model.arms, dtype=float)
     share_s = waits.share_beside_prefill
     row_s = (mixed_s[-1, 0] - mixed_s[0, 0]) / (rows[-1] - rows[0])  # a sum of parts, each as long for every row
@@ -114,8 +114,9 @@ def choose_for_latency(
         beside, alone = share_s / mixed_s[buckets, mixed], (1.0 - share_s) / pure_s[buckets, pure]
         share = beside / (beside + alone)
         step_s = (1.0 - share) * pure_s[buckets, pure] + share * mixed_s[buckets, mixed]
-        token_s = step_s / ((1.0 - share) * tokens[pure] + share * tokens[mixed])
-        engine_s = row_s * (1.0 + lengths[mixed]) / tokens[mixed]
+        of_pure, of_mixed = tokens[buckets, pure], tokens[buckets, mixed]
+        token_s = step_s / ((1.0 - share) * of_pure + share * of_mixed)
+        engine_s = row_s * (1.0 + lengths[mixed]) / of_mixed
         # Who waits while every step computes prompts waits for that, otherwise for a slot; and so will those who come meanwhile.
         for_slot = (1.0 - share) * (waits.mean_waiting + to_come)
         for_compute = share * (waits.mean_waiting + to_come) + waits.mean_prefilling

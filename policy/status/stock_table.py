@@ -291,7 +291,7 @@ class _Costs:
     def seconds_per_token(self, arms: Arms, arms_beside: Arms) -> Floats:
         """(buckets,): of an engine that runs these K in pure decode steps, and those beside prefill."""
         buckets = np.arange(len(self.tax))
-        tokens = self.times.rows * self.model.tokens_per_row[arms]
+        tokens = self.times.rows * self.model.tokens_per_row[buckets, arms]
         charged = self.beside[buckets, arms, np.where(np.isfinite(self.beside[buckets, arms, arms_beside]), arms_beside, arms)]
         seconds = np.exp(self.times.log_seconds[buckets, arms]) / tokens + charged
         taxed: Floats = seconds * np.exp(np.where(arms == 0, self.tax, 0.0))
@@ -300,7 +300,7 @@ class _Costs:
 
 def _reach(view: GroupView, costs: _Costs, chosen: Arms) -> list[int]:
     """By how many requests the rows of each bucket reach further: 1 where most steps at its batch compute a prompt as well."""
-    tokens = costs.times.rows * costs.model.tokens_per_row[chosen]
+    tokens = costs.times.rows * costs.model.tokens_per_row[np.arange(len(chosen)), chosen]
     return [int(share > 0.5) for share in view.evidence.mixed_steps_per_token * tokens]
 
 

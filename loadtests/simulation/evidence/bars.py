@@ -17,7 +17,7 @@ from rich.console import Console
 
 from nightjar.loadtests.arms.statistics import Interval
 from nightjar.loadtests.report.machine import RunFacts
-from nightjar.policy.evidence.student import side_of
+from nightjar.policy.operator.canary.student import side_of
 from nightjar.policy.wire.record import Record
 
 Direction = Literal["at least", "at most", "above", "stated"]

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from nightjar.policy.evidence.student import deviations, side_of
+from nightjar.policy.operator.canary.student import deviations, side_of
 
 LEVEL: Final = 0.01
 """Probability that a canary which is no worse is ever rolled back, and that one which is no better is ever announced, where blocks
