@@ -10,6 +10,8 @@ import random
 from typing import Final
 
 from nightjar.policy.controller import Controller
+from nightjar.policy.operator.overrides import ModeOverride
+from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.report import EngineSnapshot, GroupKey, LoadReport
 from nightjar.policy.wire.settings import Settings
@@ -23,6 +25,7 @@ class LonePolicy:
     def __init__(self, group: GroupKey, seed: int) -> None:
         self._group = group
         self._controller = Controller(parse_operator_settings({"mode": "auto"}))
+        self._controller.overrides = (ModeOverride(scope="fleet", mode=Mode(kind="auto")),)  # beside adaptive verification, too
         self._rng = random.Random(seed)  # noqa: S311 - exploration, no secret
         self._reports = 0
         self.exchange_period_s = self._controller.settings.exchange_period_s

@@ -67,8 +67,6 @@ RUNNER_VARIABLE: Final = "VLLM_USE_V2_MODEL_RUNNER"
 
 SWITCHED_OFF: Final = "the layer {} is switched off (without)"
 """A layer's reason, where LLMConfig.without names it."""
-READS_CONFIDENCE: Final = "vLLM's adaptive verification reads the drafter's confidence in each step"
-"""Why a drafter runs whole at K = 0 beside it (record_confidences in v1/worker/gpu/model_runner.py, 0.32 and 0.33)."""
 SHARES_THE_WORK: Final = (
     "vLLM's adaptive verification chooses how many drafts are verified, Nightjar the ceiling and off; it never ran on a GPU, so "
     "the mode auto of the settings means shadow here until a mode is set by hand (nightjar mode auto --application NAME)"
@@ -403,8 +401,6 @@ def _why_at_zero(facts: EngineFacts, missing: MissingHooks, without: Collection[
         return ""
     if (off := kind.layer) in without:
         return SWITCHED_OFF.format(off)
-    if facts.adaptive_verification:
-        return READS_CONFIDENCE
     if kind.is_head:
         reason = why_head_runs(facts.sleep, runner_is_v1=runner_is_v1)
         return reason or (f"this vLLM lacks what a head hooks into: {', '.join(missing.heads)}" if missing.heads else "")

@@ -6,7 +6,8 @@ the target's hidden state and the position. And vLLM writes KV by an op of its o
 K = 0 the stock model runs with the step's slots and no attention metadata, and stops where attention would begin. Drafts made
 afterwards are those that vLLM would have made, whatever was rejected, preempted, aborted or found in the prefix cache meanwhile:
 the writes are vLLM's own, in the same step and to the same slots. A head whose layers all read the target's KV has none to write,
-and runs nothing.
+and runs nothing. Under vLLM's adaptive verification the confidences of earlier steps stay, as where 0.33 skips its own sample: no
+draft is ranked by them, but the budget of the first step that verifies again, which reads old ones anyhow.
 
 `propose` of the runner's speculator is replaced on the instance; every other call, captured graph and buffer stays vLLM's. Fails
 open: a head for which this does not hold (`why_not`) runs as in vLLM, and so does one whose pass raised, from that step on
@@ -170,6 +171,5 @@ def why_not(speculator: Any) -> str:
         (bool(speculator.supports_mm_inputs), "multimodal inputs"),
         (bool(getattr(speculator, "share_mtp_topk_indices", False)), "it has a sparse-attention indexer of its own"),
         (config.kv_transfer_config is not None, "a KV connector reads its KV"),
-        (bool(getattr(speculator, "enable_adaptive_verification", False)), "adaptive verification reads its confidence"),
     )
     return next((reason for applies, reason in checks if applies), "")

@@ -44,7 +44,7 @@ class EngineSpec:
     table: tuple[tuple[int, int, int], ...] = ()
     """Of a stock engine: vLLM's `num_speculative_tokens_per_batch_size`."""
     extra: Mapping[str, Any] | None = None
-    """More of a stock engine's `speculative_config`."""
+    """More of `speculative_config`."""
 
     @property
     def name(self) -> str:

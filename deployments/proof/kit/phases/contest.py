@@ -1,4 +1,5 @@
-"""Who is fastest: no speculation, a fixed K, vLLM's table tuned for this machine, vLLM's adaptive verification, and ours.
+"""Who is fastest: no speculation, a fixed K, vLLM's table tuned for this machine, vLLM's adaptive verification, ours, and ours as
+the ceiling of adaptive verification.
 
 With --bench alone. Each contender has a process of its own and the machine to itself, in an order that is drawn anew in each round;
 a round gives each the same time at each number of rows, after a time to warm up (ours learns in it), and once over a ramp. Requests
@@ -71,6 +72,7 @@ def _contenders(drafter: Drafter, chosen: Chosen, tuned: dict[int, dict[int, flo
     found[_TABLE] = EngineSpec(drafter, room="roomy", stock=True, table=tuned_table(tuned, chosen.sizes.max_num_seqs))
     if _has_adaptive_verification():
         found["adaptive verification"] = EngineSpec(drafter, room="roomy", stock=True, extra={ADAPTIVE: True})
+        found[f"{OURS} over adaptive verification"] = EngineSpec(drafter, room="roomy", extra={ADAPTIVE: True})
     return found
 
 
