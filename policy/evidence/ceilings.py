@@ -29,6 +29,8 @@ MOST_SHAPE_ROWS: Final = 200.0
 """Rows that one cell weighs as in the shape, however many it has: the shape is between all."""
 LEAST_VARIANCE: Final = 0.25
 """Of the tokens of one row and step, where all that were seen are alike."""
+ALL_KEPT: Final = 1e-6
+"""A share of lost drafts below which all are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,9 @@ def predict_emitted(cells: Mapping[Cell, CellEvidence], arms: Sequence[int], row
     >>> seen = {Cell(3, 3): CellEvidence(100.0, -300.0, 400.0, generated_tokens=880.0)}
     >>> found = predict_emitted(seen, (0, 1, 3, 5), np.array([4.0]), 0.0)
     >>> [round(float(tokens), 2) for tokens in found.tokens[0]]
-    [1.0, 1.6, 2.2, 2.43]
+    [1.0, 1.61, 2.2, 2.43]
     >>> [round(float(variance) ** 0.5, 2) for variance in np.diag(found.covariance[0])]
-    [0.0, 0.14, 0.05, 0.16]
+    [0.0, 0.15, 0.07, 0.17]
     """
     drafting = {cell: known for cell, known in cells.items() if cell.num_speculative_tokens and known.rows > 0.0}
     asked_k = np.array(arms, dtype=float)
@@ -84,21 +86,21 @@ def acceptance_giving(tokens: Floats, k: Floats) -> Floats:
     [0.0, 0.5, 1.0]
     """
     low, high = np.zeros(len(tokens)), np.ones(len(tokens))
-    for _ in range(40):
+    for _ in range(30):
         middle = (low + high) / 2.0
-        too_few = np.array([kept_at(one, np.array([length]))[0] for one, length in zip(middle, k, strict=True)]) < tokens
+        too_few = kept_at(middle, k) < tokens
         low, high = np.where(too_few, middle, low), np.where(too_few, high, middle)
     return high
 
 
-def kept_at(acceptance: float, k: Floats) -> Floats:
+def kept_at(acceptance: Floats | float, k: Floats) -> Floats:
     """1 + a + a^2 + ... + a^k, for each K.
 
-    >>> kept_at(0.5, np.array([0.0, 1.0, 2.0])).tolist()
-    [1.0, 1.5, 1.75]
+    >>> kept_at(0.5, np.array([0.0, 1.0, 2.0])).tolist(), kept_at(1.0, np.array([3.0])).tolist()
+    ([1.0, 1.5, 1.75], [4.0])
     """
-    powers = np.cumsum(acceptance ** np.arange(int(k.max()) + 1))
-    tokens: Floats = powers[k.astype(np.int64)]
+    lost = 1.0 - np.asarray(acceptance)
+    tokens: Floats = np.where(lost < ALL_KEPT, k + 1.0, (1.0 - (1.0 - lost) ** (k + 1.0)) / np.maximum(lost, ALL_KEPT))
     return tokens
 
 

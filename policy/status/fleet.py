@@ -96,6 +96,7 @@ def _group(
         rows=plan.rows if plan is not None else (),
         mixed_rows=plan.mixed_rows if plan is not None else (),
         acceptance=group.evidence.acceptance.measured(),
+        censored_acceptance=group.key.adaptive_verification,
         cells=tuple(cells),
         goodput_model=_goodput_model(group, now_s) if with_model else None,
         predicted_tokens_per_s=predicted.planned if predicted is not None else None,

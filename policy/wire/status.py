@@ -168,6 +168,7 @@ class GroupStatus(Record):
     nothing is predicted. All three are of steps that only decode. `predicted_off_deviation` and `predicted_present_deviation` are
     standard deviations of the logarithm of the plan's over either. `not_known` says of a group in shadow why what its plan gives is
     not known, and how to find out: a single K ran, or the doubt exceeds the gain.
+    `censored_acceptance`: vLLM chose how many drafts were verified, so `acceptance` is of the drafts that were made.
     `gained` is against the engines' own K, and against off; empty before anything was counted, and where many groups are larger.
     `imported_cells` are those that nobody measured here yet. `causes` are the plan's, `reason` says them in words.
     """
@@ -178,6 +179,7 @@ class GroupStatus(Record):
     rows: tuple[TableRow, ...] = ()
     mixed_rows: tuple[TableRow, ...] = ()
     acceptance: tuple[float, ...] = ()
+    censored_acceptance: bool = False
     cells: tuple[CellStatus, ...] = ()
     goodput_model: GoodputModelStatus | None = None
     predicted_tokens_per_s: float | None = None
