@@ -357,6 +357,8 @@ def legend(fleet: FleetStatus) -> Iterator[Text]:
     if not fleet.replicas:
         return
     meanings = ["accepted: how often the first .. last draft token was"]
+    if any(group.censored_acceptance for group in fleet.groups):
+        meanings.append("under adaptive verification: of drafts made, since how many were verified stays on the GPU")
     if any(replica.mode.kind == "shadow" and replica.load.decode_batch_size for replica in fleet.replicas):
         meanings.append("K: what runs -> what the plan would run")
     if any(not replica.load.decode_batch_size for replica in fleet.replicas):

@@ -51,11 +51,11 @@ class StepCost(ABC):
         prefill_tokens: int = 0,
         draft: DraftRun = "active",
         catch_up_tokens: int = 0,
-        verified_tokens: int | None = None,
+        verified_tokens: float | None = None,
     ) -> float:
         """Seconds of a step that drafts K for each row. `context_tokens` is the rows' sum.
 
-        `verified_tokens`: drafts that each row verifies, K where None. `catch_up_tokens`: draft tokens that are recomputed.
+        `verified_tokens`: drafts that a row verifies on average, K where None. `catch_up_tokens`: draft tokens that are recomputed.
         """
         verified = num_speculative_tokens if verified_tokens is None else verified_tokens
         seconds = self._forwards(decode_rows, context_tokens, num_speculative_tokens, prefill_tokens, draft, verified)
@@ -63,7 +63,7 @@ class StepCost(ABC):
 
     @abstractmethod
     def _forwards(
-        self, decode_rows: int, context_tokens: float, length: int, prefill_tokens: int, draft: DraftRun, verified: int
+        self, decode_rows: int, context_tokens: float, length: int, prefill_tokens: int, draft: DraftRun, verified: float
     ) -> float:
         """Seconds without the draft's own prefill. `length` is K."""
 
@@ -84,7 +84,7 @@ class TableCost(StepCost):
         self._log_stock_off = [log(value / 1e3) for value in table.stock_off_milliseconds]
 
     def _forwards(
-        self, decode_rows: int, context_tokens: float, length: int, prefill_tokens: int, draft: DraftRun, verified: int
+        self, decode_rows: int, context_tokens: float, length: int, prefill_tokens: int, draft: DraftRun, verified: float
     ) -> float:
         table, seconds = self._table, 0.0
         if decode_rows:
@@ -99,10 +99,10 @@ class TableCost(StepCost):
         if prefill_tokens:
             seconds = _smooth_maximum(PREFILL_SHARPNESS, seconds, table.prefill_seconds_per_token * prefill_tokens)
         if not length:
-            seconds += _kv_pass(self._drafter, draft, decode_rows * (1 + verified) + prefill_tokens)
+            seconds += _kv_pass(self._drafter, draft, round(decode_rows * (1 + verified)) + prefill_tokens)
         return seconds
 
-    def _long(self, decode_rows: int, length: int) -> float:
+    def _long(self, decode_rows: int, length: float) -> float:
         """The table at one K, linear between the lengths that were measured."""
         lengths = self._table.lengths
         upper = min(max(bisect_right(lengths, length), 1), len(lengths) - 1)
@@ -127,12 +127,12 @@ class RooflineCost(StepCost):
         self._roofline = roofline
 
     def _forwards(
-        self, decode_rows: int, context_tokens: float, length: int, prefill_tokens: int, draft: DraftRun, verified: int
+        self, decode_rows: int, context_tokens: float, length: int, prefill_tokens: int, draft: DraftRun, verified: float
     ) -> float:
         roofline = self._roofline
         if not decode_rows and not prefill_tokens:
             return 0.0
-        scored = decode_rows * (1 + verified)
+        scored = round(decode_rows * (1 + verified))
         seconds = self._forward(roofline.target, scored + prefill_tokens, context_tokens, roofline.tensor_parallel_size)
         seconds += roofline.host_seconds + roofline.host_seconds_per_row * decode_rows
         seconds += roofline.sampler_seconds_per_token * scored

@@ -7,6 +7,7 @@ row's blocks is booked in arrears (`try_book_blocks`); the scheduler bounds it f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 from typing import Final
 
@@ -102,18 +103,26 @@ class DecodeRows:
             missed = np.searchsorted(rises, self._source.numbers[drawn_from : drawn_from + to_draw], side="right")
             self._drawn[self._drawn_at :, row] = self._longest + 1 - missed
 
-    def advance(self, verified: int, *, draft_runs: bool, best_of: int = 0) -> tuple[int, list[int]]:
+    def survival(self, drafted: int) -> NDArray[np.float64]:
+        """(rows, K): the probability that more than i of so many drafts of each row would be accepted, by its class."""
+        survival: NDArray[np.float64] = self._classes.survival[self._class[: self.count], :drafted]
+        return survival
+
+    def advance(
+        self, verified: int, *, draft_runs: bool, best_of: int = 0, admit: Callable[[Integers], Integers] | None = None
+    ) -> tuple[int, list[int]]:
         """Run a step that verifies `verified` drafts per row: tokens generated, and accepted[i] as in StepCount.
 
         `draft_runs`: whether the drafter takes the step's tokens in, where it lacks nothing before them. With `best_of` each row
         has so many drafts, and of all of them as many are verified as make `verified` per row, the likeliest of their classes;
-        accepted ends with the mean then. A row may generate more than it should; `take_finished` gives the surplus back.
+        accepted ends with the mean then. `admit` says how many drafts of each row are verified, given how many would be accepted if
+        all were. A row may generate more than it should; `take_finished` gives the surplus back.
         """
         rows = self.count
         if not draft_runs and not self._behind:
             self._fall_behind()
         if verified:
-            accepted = self._verify(verified, best_of)
+            accepted = self._verify(verified, best_of, admit)
             generated = rows + sum(accepted)
             accepted = accepted[:verified]
         else:
@@ -223,7 +232,7 @@ class DecodeRows:
         contexts: Integers = self._final[: self.count] - self._left[: self.count] + self._offset
         return contexts
 
-    def _verify(self, verified: int, best_of: int) -> list[int]:
+    def _verify(self, verified: int, best_of: int, admit: Callable[[Integers], Integers] | None) -> list[int]:
         rows, at = self.count, self._drawn_at
         self._longest_lag = UNKNOWN
         if at == DRAWN_STEPS:
@@ -233,6 +242,8 @@ class DecodeRows:
         tokens = self._drawn[at, :rows]
         if best_of > verified:
             tokens = np.minimum(tokens, 1 + self._likeliest(verified, best_of), out=self._scratch[:rows])
+        elif admit is not None:
+            tokens = np.minimum(tokens, 1 + admit(tokens - 1), out=self._scratch[:rows])
         elif verified < self._longest:
             tokens = np.minimum(tokens, self._one_more[verified], out=self._scratch[:rows])
         if self.lag_tokens:

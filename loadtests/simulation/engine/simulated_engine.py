@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from nightjar.loadtests.simulation.engine.acceptance_classes import AcceptanceClasses
 from nightjar.loadtests.simulation.engine.decode_rows import DecodeRows
+from nightjar.loadtests.simulation.engine.draft_budget import DraftBudget
 from nightjar.loadtests.simulation.engine.draft_memory import DraftMemory, HostLink
 from nightjar.loadtests.simulation.engine.leases import LeasedRestart
 from nightjar.loadtests.simulation.engine.random_numbers import NoiseStream, RequestDraws, draws_of
@@ -49,7 +51,8 @@ class SimulatedEngine:
     always among them. With a `host_link` a dormant draft may be offloaded. `catch_up_chunk_tokens` is the most that one step
     recomputes (None: everything at once). `leased_restarts` holds begin and end of each restart under a lease, the end infinite
     while it runs. `draws` decide which drafts requests accept (None: the seed's own). With a rival of `rivals.DRAFTS_MORE` the
-    drafter runs more than the K chosen, which only says how many drafts a row are verified.
+    drafter runs more than the K chosen, which only says how many drafts a row are verified. With a `confidence` vLLM's adaptive
+    verification runs beside the planner, whose K is its ceiling (draft_budget.py).
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class SimulatedEngine:
         track_regret: bool = False,
         now_s: float = 0.0,
         draws: RequestDraws | None = None,
+        confidence: float | None = None,
     ) -> None:
         self.now_s = now_s
         self.speed = speed
@@ -103,6 +107,8 @@ class SimulatedEngine:
             if self._can_be_dormant and host_link is not None
             else None
         )
+        self._budget = DraftBudget(profile, confidence, seed) if confidence is not None else None
+        self._group = profile.group.model_copy(update={"adaptive_verification": confidence is not None})
         self._report_number = 0
         self._drafted = 0
         self._more_drafts = 0
@@ -188,12 +194,15 @@ class SimulatedEngine:
         if self._is_v0:
             verified = 0 if prompts_alone else to_verify
         draft_runs = drafted > 0 or catch_up_tokens > 0 or not self._can_be_dormant
+        survival = rows.survival(verified) if self._budget is not None and count and verified else None
+        budget = self._budget.choose(survival, count + prefill_tokens) if self._budget and survival is not None else 0
+        of_a_row = budget / count if survival is not None else verified
         if catch_up_tokens:  # one pass of the draft over the chunk, the rows' newest tokens and the step's prompts
             passed = catch_up_tokens + count + prefill_tokens
-            seconds = self._prepared.cost.seconds(count, context_tokens, drafted, prefill_tokens, "dormant", passed, verified)
-        elif prefill_tokens:
+            seconds = self._prepared.cost.seconds(count, context_tokens, drafted, prefill_tokens, "dormant", passed, of_a_row)
+        elif prefill_tokens or survival is not None:
             draft: DraftRun = "active" if drafted else self._prepared.off
-            seconds = self._prepared.cost.seconds(count, context_tokens, drafted, prefill_tokens, draft, 0, verified)
+            seconds = self._prepared.cost.seconds(count, context_tokens, drafted, prefill_tokens, draft, 0, of_a_row)
         else:
             seconds = self._prepared.decode_seconds(count, context_tokens, drafted, verified)
         seconds = self._noise.apply(seconds + extra_s) / self.speed
@@ -201,7 +210,8 @@ class SimulatedEngine:
         if catch_up_tokens:
             rows.catch_up(catch_up_tokens)
         best_of = min(verified + self._more_drafts, self._longest) if self._selects else 0
-        generated, accepted = rows.advance(verified, draft_runs=draft_runs, best_of=best_of) if count else (0, _NONE)
+        admit = partial(self._budget.admit, survival, budget) if self._budget and survival is not None else None
+        generated, accepted = rows.advance(verified, draft_runs=draft_runs, best_of=best_of, admit=admit) if count else (0, _NONE)
         finished, first_tokens, surplus = self._deliver(prefill_tokens > 0, draft_runs)
         reached = [count] * verified if count else _NONE
         self._drafted = to_verify
@@ -248,7 +258,7 @@ class SimulatedEngine:
             replica_id=self._replica_id,
             application="simulated",
             node_id=self._node_id,
-            group=self._profile.group,
+            group=self._group,
             report_number=self._report_number,
             snapshot=EngineSnapshot(
                 counters=self._account.counters.snapshot(

@@ -21,6 +21,8 @@ from nightjar.policy.issuer import Issuer
 from nightjar.policy.learned import LearnedTables
 from nightjar.policy.operator.canary.order import CanaryOrder
 from nightjar.policy.operator.canary.trial import Trial, begin
+from nightjar.policy.operator.overrides import ModeOverride
+from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import WireError
 from nightjar.policy.wire.report import LoadReport
@@ -56,6 +58,10 @@ class Network:
 
 
 PERFECT: Final = Network()
+
+
+LEAVES_SHADOW: Final = ModeOverride(scope="fleet", mode=Mode(kind="auto"))
+"""By hand: what lets engines be steered beside vLLM's adaptive verification, where auto of the settings means shadow."""
 
 
 class ReportingEngine(Protocol):
@@ -108,17 +114,19 @@ class ControlPlane:
         timeline: Timeline,
         seed: int,
         has_liar: bool = False,
+        overrides: tuple[ModeOverride, ...] = (),
     ) -> None:
         self.store = Store(learned=prior or LearnedTables())
         self.refusals = 0
         self._operator = operator
+        self._overrides = overrides
         self._network = network
         self._timeline = timeline
         self._rng = random.Random(f"control plane:{seed}")  # noqa: S311
         self._seed = seed
         self.reference: Incarnation | None = None
         if has_liar:
-            self.reference = Incarnation(operator, Store(learned=self.store.learned), seed, timeline.now_s)
+            self.reference = Incarnation(operator, Store(learned=self.store.learned), seed, timeline.now_s, overrides)
         self._agents: dict[str, Agent] = {}
         self._parked: dict[str, Parked] = {}
         self.actor: Incarnation | None = None
@@ -156,7 +164,7 @@ class ControlPlane:
 
     def _start(self) -> None:
         if self.actor is None:
-            self.actor = Incarnation(self._operator, self.store, self._seed, self._timeline.now_s)
+            self.actor = Incarnation(self._operator, self.store, self._seed, self._timeline.now_s, self._overrides)
 
     def _die(self) -> None:
         """Calls that are parked break, and their agents notice."""
@@ -297,10 +305,13 @@ class Incarnation(Issuer):
     real one waits until those of a predecessor would have ended (INV-6). And its random numbers are of the scenario's seed.
     """
 
-    def __init__(self, operator: OperatorSettings, store: Store, seed: int, now_s: float) -> None:
+    def __init__(
+        self, operator: OperatorSettings, store: Store, seed: int, now_s: float, overrides: tuple[ModeOverride, ...] = ()
+    ) -> None:
         store.incarnation += 1
         super().__init__(store.incarnation)
         self.controller = Controller(operator, issuer=self)
+        self.controller.overrides = overrides
         self.controller.take_up(store.learned, now_s, canary=store.canary)
         if self.incarnation > 1:
             self.controller.await_leases(now_s)

@@ -231,6 +231,7 @@ class EngineFactory:
             catch_up_chunk_tokens=scenario.catch_up_chunk_tokens,
             track_regret=scenario.track_regret,
             draws=draws_of(scenario.seed),
+            confidence=scenario.confidence,
         )
 
 

@@ -113,8 +113,9 @@ class Scenario:
     `replicas_per_node` share a node's host link, which matters with `offload` (the operator's settings must allow it, too).
     `catch_up_chunk_tokens` is the most that an engine recomputes in one step, settings may lower it; None: everything at once.
     With `until_answered` the run ends with the last answer to open-loop requests, before `duration_s` where that is later.
-    `goodput` is a target whose requests are counted. `series` keeps one row a second, `track_regret` compares every step with the
-    best K; both cost time.
+    `confidence`: how sure the drafters of vLLM's adaptive verification are, which runs in each engine (draft_budget.py); None: it
+    does not run. `goodput` is a target whose requests are counted. `series` keeps one row a second, `track_regret` compares every
+    step with the best K; both cost time.
     """
 
     profile: Profile
@@ -137,6 +138,7 @@ class Scenario:
     catch_up_chunk_tokens: int | None = 2048
     offload: bool = False
     until_answered: bool = False
+    confidence: float | None = None
     goodput: GoodputTarget | None = None
     series: bool = False
     track_regret: bool = False
@@ -146,6 +148,8 @@ class Scenario:
             raise ValueError(f"warm_up_s {self.warm_up_s:g}, allowed are 0 up to duration_s {self.duration_s:g}")
         if not 0 <= self.asked_from_s <= self.warm_up_s:
             raise ValueError(f"asked_from_s {self.asked_from_s:g}, allowed are 0 to warm_up_s {self.warm_up_s:g}")
+        if self.confidence is not None and not 0 <= self.confidence <= 1:
+            raise ValueError(f"confidence {self.confidence:g}, allowed are 0 to 1")
         if self.replicas < 1 or self.replicas_per_node < 1:
             raise ValueError(f"replicas {self.replicas}, replicas_per_node {self.replicas_per_node}: at least 1 each")
         if len(self.speeds) > self.replicas:

@@ -20,7 +20,7 @@ from itertools import dropwhile
 
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
 from nightjar.loadtests.simulation.service.autoscaler import Wanting, look
-from nightjar.loadtests.simulation.service.control_plane import ControlPlane
+from nightjar.loadtests.simulation.service.control_plane import LEAVES_SHADOW, ControlPlane
 from nightjar.loadtests.simulation.service.fleet import Engine, EngineFactory, Fleet, node_name, replica_name
 from nightjar.loadtests.simulation.service.lies import liar
 from nightjar.loadtests.simulation.service.measures import Measures
@@ -96,6 +96,7 @@ class _Run:
                 timeline=timeline,
                 seed=scenario.seed,
                 has_liar=any(isinstance(event, ReplicaLies) for event in scenario.events),
+                overrides=() if scenario.confidence is None else (LEAVES_SHADOW,),
             )
         for number in range(scenario.replicas):
             self._join(scenario.speeds[number] if number < len(scenario.speeds) else 1.0)

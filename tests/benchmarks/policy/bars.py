@@ -1,4 +1,4 @@
-"""The bars of storms and faults, each computed from the raw rows of a run and from nothing else."""
+"""The bars of storms, faults and vLLM's adaptive verification, each computed from the raw rows of a run and from nothing else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from nightjar.loadtests.simulation.evidence.bars import Bar
-from nightjar.loadtests.simulation.evidence.cells import GOODPUT, ByKind, Cells, Found, by_second, cell_means, ratios, worst
+from nightjar.loadtests.simulation.evidence.cells import (
+    GOODPUT,
+    ByKind,
+    Cells,
+    Found,
+    by_second,
+    cell_means,
+    mean_of,
+    ratio_at,
+    ratios,
+    worst,
+)
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.planner_names import FLEET
 
@@ -18,6 +29,9 @@ SLY_LIE: Final = "a tenth"
 """The lie that passes for the truth longest. The others are wild: times ten, no numbers, always the same."""
 STORM_KINDS: Final = ("one-shot", "chunked", "reload")
 TRANSITION: Final = "transition"
+ADAPTIVE: Final = "adaptive verification"
+BESIDE: Final = "over adaptive verification"
+"""Variants of the experiment adaptive."""
 NEVER_RESTARTING: Final = "off"
 NEVER_OFF: Final = "never-off"
 
@@ -58,6 +72,29 @@ def storm_bars(rows: ByKind) -> list[Bar]:
             totals,
         ),
     ]  # fmt: skip
+
+
+def adaptive_arms(whos: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Of those that ran at a place: confidence, adaptive verification alone, and the fleet over it; by confidence.
+
+    >>> adaptive_arms(["fleet", "fixed-5 as published (adaptive verification, 0.6)", "fleet (over adaptive verification, 0.6)"])
+    [('0.6', 'fixed-5 as published (adaptive verification, 0.6)', 'fleet (over adaptive verification, 0.6)')]
+    """
+    alone, both = ({who.rpartition(" ")[2][:-1]: who for who in whos if f"({variant}," in who} for variant in (ADAPTIVE, BESIDE))
+    return [(confidence, alone[confidence], both[confidence]) for confidence in alone if confidence in both]
+
+
+def adaptive_bars(rows: ByKind) -> list[Bar]:
+    """Of the experiment adaptive."""
+    cells, found = Cells.of(rows.get("adaptive", ()), GOODPUT), []
+    for place in cells.places():
+        for _, alone, both in adaptive_arms(cells.planners(place)):
+            found += ratio_at(cells, place, both, max((FLEET, alone), key=lambda who: cells.mean(place, who) or 0.0))
+    meaning = "the fleet over vLLM's adaptive verification, over the better of the two alone, tokens per busy second"
+    return [
+        worst(Bar(name="over_adaptive_min", meaning=f"{meaning}: worst cell", direction="at least", limit=0.98), found),
+        mean_of(Bar(name="over_adaptive_mean", meaning=f"{meaning}: mean", direction="at least", limit=0.995), found),
+    ]
 
 
 def drift_bars(rows: ByKind) -> list[Bar]:

@@ -10,7 +10,8 @@ from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.experiments.catalogue import SUITE as OF_THE_PRODUCT
 from tests.benchmarks.policy import tables
-from tests.benchmarks.policy.bars import drift_bars, faulty_bars, liar_bars, lossy_bars, storm_bars
+from tests.benchmarks.policy.bars import adaptive_bars, drift_bars, faulty_bars, liar_bars, lossy_bars, storm_bars
+from tests.benchmarks.policy.experiments.adaptive import ADAPTIVE_VERIFICATION
 from tests.benchmarks.policy.experiments.heads import HEADS
 from tests.benchmarks.policy.experiments.paper import PAPER, PAPER_OFFLOAD
 from tests.benchmarks.policy.experiments.paper_assumptions import PAPER_ASSUMPTIONS
@@ -33,6 +34,7 @@ OF_THE_BENCH: Final = (
     PAPER_OFFLOAD,
     PAPER_ASSUMPTIONS,
     CHANGING_FAST,
+    ADAPTIVE_VERIFICATION,
 )
 
 
@@ -42,7 +44,7 @@ def _grids(rows: Sequence[RunRow]) -> list[Grid]:
 
 SUITE: Final = Suite(
     experiments={**OF_THE_PRODUCT.experiments, **{experiment.name: experiment for experiment in OF_THE_BENCH}},
-    bars=(*OF_THE_PRODUCT.bars, storm_bars, drift_bars, liar_bars, faulty_bars, lossy_bars),
+    bars=(*OF_THE_PRODUCT.bars, storm_bars, drift_bars, liar_bars, faulty_bars, lossy_bars, adaptive_bars),
     grids=_grids,
     charts=(*OF_THE_PRODUCT.charts, tables.regret_charts, tables.storm_charts),
     elsewhere={},

@@ -17,7 +17,7 @@ from nightjar.loadtests.simulation.evidence.policy_report import Named, mean_ser
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.tables import variant_grid
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF, ORACLE
-from tests.benchmarks.policy.bars import NEVER_OFF, TRANSITION, lowest_ratio
+from tests.benchmarks.policy.bars import NEVER_OFF, TRANSITION, adaptive_arms, lowest_ratio
 from tests.benchmarks.policy.paper_table import paper_grids
 
 SGLANG_PUBLISHED: Final = 1.03
@@ -37,6 +37,7 @@ def grids(rows: Sequence[RunRow]) -> list[Grid]:
         variant_grid(rows, "lossy", "The control plane fails", lossy),
         uneven_grid(rows),
         transition_grid(rows),
+        adaptive_grid(rows),
         variant_grid(rows, "regret", "Learners from a cold start", ("lost_share", "done_s", "tokens_per_s")),
         *paper_grids(rows),
     ]
@@ -146,6 +147,32 @@ def transition_grid(rows: Sequence[RunRow]) -> Grid:
             lines += [(place, who, ratio(cells.ratio(place, who, best)), best) for who in means if who not in static]
     note = f"Tokens per busy engine-second. SGLang published {SGLANG_PUBLISHED:g} for its own controller (pull request 23336)."
     return Grid("SGLang's workload transition", ("place", "who", "over the best static", "which is"), tuple(lines), note)
+
+
+def adaptive_grid(rows: Sequence[RunRow]) -> Grid:
+    """vLLM's adaptive verification, the fleet, and both."""
+    kept = [row for row in rows if row.kind == "adaptive" and not row.error]
+    cells, lengths = Cells.of(kept, GOODPUT), Cells.of(kept, "mean_k")
+    lines = []
+    for place in cells.places():
+        for confidence, alone, both in adaptive_arms(cells.planners(place)):
+            without, together = cells.ratio(place, alone, FLEET), cells.ratio(place, both, FLEET)
+            over_better = together / max(1.0, without) if together and without else None
+            ceiling = number(lengths.mean(place, both))
+            lines.append((place, confidence, ratio(without), ratio(together), ratio(over_better), ceiling))
+    return Grid(
+        "vLLM's adaptive verification",
+        (
+            "place",
+            "confidence",
+            "adaptive verification over the fleet",
+            "both over the fleet",
+            "both over the better one",
+            "mean ceiling",
+        ),
+        tuple(lines),
+        "Tokens per busy engine-second, in the simulator's model of it: no GPU has run them beside each other.",
+    )
 
 
 def regret_charts(rows: Sequence[RunRow]) -> ChartRow | None:

@@ -159,6 +159,9 @@ def test_every_sign_in_the_table_is_explained_where_it_stands() -> None:
     text = rendered(fleet.model_copy(update={"replicas": (unmeasured,)}))
     assert "(K): of the last step, idle now; -: not measured yet" in text
     assert "K: what runs -> what the plan would run" in rendered(some_fleet(mode="shadow"))
+    censored = fleet.groups[0].model_copy(update={"censored_acceptance": True})
+    text = rendered(fleet.model_copy(update={"groups": (censored,)}))
+    assert "under adaptive verification: of drafts made" in " ".join(text.split())
 
 
 def test_two_replicas_with_a_freeze_a_canary_and_a_warning_fit_24_rows_of_80_columns() -> None:

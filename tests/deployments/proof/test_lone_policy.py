@@ -24,6 +24,12 @@ def test_one_engine_beside_its_policy_comes_to_run_the_best_k() -> None:
     assert length_at(plan.rows, 4) == best_length(4)
 
 
+def test_beside_adaptive_verification_the_engine_is_steered_as_by_an_operators_hand() -> None:
+    group = GROUP.model_copy(update={"adaptive_verification": True})
+    decided = LonePolicy(group, seed=0).decide(Replica("r1", batch=4).report().snapshot, 0.5)
+    assert decided.mode.kind == "auto"
+
+
 def test_counts_that_cannot_be_true_end_the_run_with_the_reason() -> None:
     policy, engine = LonePolicy(GROUP, seed=0), Replica("r1", batch=4)
     engine.run_until(1.0, random.Random(0))

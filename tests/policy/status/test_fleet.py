@@ -47,6 +47,13 @@ def test_a_goodput_model_has_a_row_per_batch_bucket_and_a_column_per_k_that_may_
         assert [len(row) for row in numbers] == [4] * len(model.first_batch_sizes)
 
 
+def test_a_group_beside_adaptive_verification_says_that_its_acceptance_is_censored(learned: Fleet) -> None:
+    fleet = Fleet([Replica("a", 16)])
+    fleet.observe(fleet.replicas[0].report(group=KEY.model_copy(update={"adaptive_verification": True})))
+    (censored,), (whole,) = groups_of(fleet.state, fleet.now_s), groups_of(learned.state, learned.now_s)
+    assert (censored.censored_acceptance, whole.censored_acceptance) == (True, False)
+
+
 def test_a_goodput_model_is_what_the_plan_stands_on(learned: Fleet) -> None:
     (group,) = groups_of(learned.state, learned.now_s)
     (known,) = learned.state.groups.values()

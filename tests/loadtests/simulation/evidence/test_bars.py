@@ -48,7 +48,24 @@ def test_every_bar_that_the_project_states_is_there() -> None:
         "pooled4_loss_ratio", "pooled16_loss_ratio", "pooled16_done_s",
         "newcomer_loss", "false_alarms_per_day", "budget_violations", "storm_floor", "storm_total", "drift_recovery_s",
         "liar_changed", "sly_liar_changed", "faulty_goodput_ratio", "faulty_late_ratio", "lossy_goodput_ratio",
+        "over_adaptive_min", "over_adaptive_mean",
     ]  # fmt: skip
+
+
+def test_over_adaptive_verification_the_fleet_is_held_against_the_better_of_the_two_alone() -> None:
+    rows = [
+        row("adaptive", "fleet", "p/1", tokens_per_busy_s=100.0), row("adaptive", "fleet", "p/2", tokens_per_busy_s=100.0),
+        row("adaptive", "fixed-5", "p/1", as_published=True, variant="adaptive verification, 0.6", tokens_per_busy_s=80.0),
+        row("adaptive", "fixed-5", "p/2", as_published=True, variant="adaptive verification, 0.6", tokens_per_busy_s=125.0),
+        row("adaptive", "fleet", "p/1", variant="over adaptive verification, 0.6", tokens_per_busy_s=101.0),
+        row("adaptive", "fleet", "p/2", variant="over adaptive verification, 0.6", tokens_per_busy_s=120.0),
+        row("adaptive", "fleet", "p/2", variant="over adaptive verification, 0", tokens_per_busy_s=1.0),
+    ]  # fmt: skip
+    worst = bar("over_adaptive_min", rows)
+    assert worst.value == pytest.approx(0.96)
+    assert worst.passed is False
+    assert worst.at.startswith("p/2, fleet (over adaptive verification, 0.6) over fixed-5")
+    assert value("over_adaptive_mean", rows) == pytest.approx((1.01 + 0.96) / 2)
 
 
 def test_a_cell_is_the_mean_over_seeds_and_the_bar_its_minimum_over_cells() -> None:
