@@ -44,7 +44,7 @@ def identity_of(engine: RunningEngine, *, replica_id: str, application: str, dep
 def agent_of(
     engine: RunningEngine, identity: ReplicaIdentity, *, policy: Policy, backend: Backend, hung_after_s: float
 ) -> tuple[ReplicaAgent, EngineWatch]:
-    """The agent of this engine, or of the rank in `identity`, and the watch that it tells of each control call; says so in the log."""
+    """The agent of this engine, or of the rank in `identity`, and the watch that it tells of each control call."""
     is_plain = bool(engine.arguments.serving_plainly)
     watch = EngineWatch(hung_after_s=hung_after_s, counts_steps=not is_plain)
     agent = ReplicaAgent(
