@@ -48,7 +48,7 @@ def test_without_a_dropped_table_a_configuration_stays_as_it_is() -> None:
     dropped, kept = configuration(2), configuration(1, [[1, 8, 3]])
     restore_table(dropped, ())
     restore_table(kept, TABLE)
-    restore_table(SimpleNamespace(speculative_config=None), TABLE)  # type: ignore[arg-type]
+    restore_table(SimpleNamespace(speculative_config=None), TABLE)
     assert dropped.speculative_config.num_speculative_tokens_per_batch_size is None
     assert kept.speculative_config.num_speculative_tokens_per_batch_size == [[1, 8, 3]]
 
