@@ -49,7 +49,7 @@ class DraftSlots:
         if not past_step:
             return ""  # every write is at a token that the target computes, too
         scheduled, cached = scheduler_output.num_scheduled_tokens, scheduler_output.scheduled_cached_reqs
-        rows: Iterable[tuple[str, int]] = zip(cached.req_ids, cached.num_computed_tokens, strict=True)
+        rows: Iterable[tuple[str, int]] = zip(cached.req_ids, cached.num_computed_tokens)  # noqa: B905 - both of one loop of vLLM's
         if scheduler_output.scheduled_new_reqs or len(self._tables) > 1:
             rows = [*rows, *((new.req_id, new.num_computed_tokens) for new in scheduler_output.scheduled_new_reqs)]
         most = max(scheduled.values()) + past_step

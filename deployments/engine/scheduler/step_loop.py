@@ -346,21 +346,15 @@ class StepLoop:
         return found
 
     def _count_verified(self, scheduler_output: Any, model_runner_output: Any, requests: dict[str, Any]) -> Verified:
-        output_s = self.clock()
-        self._adapters.count(
-            scheduler_output.scheduled_spec_decode_tokens,
-            model_runner_output.sampled_token_ids,
-            model_runner_output.req_id_to_index,
-            requests,
-        )
-        return count_verified(
-            getattr(scheduler_output, NOTE_ATTRIBUTE, None),
-            scheduler_output,
-            model_runner_output,
-            requests,
-            max_num_speculative_tokens=self._max_num_speculative_tokens,
-            output_s=output_s,
-        )
+        output_s, note = self.clock(), getattr(scheduler_output, NOTE_ATTRIBUTE, None)
+        if self._adapters.adapter_of:
+            self._adapters.count(
+                scheduler_output.scheduled_spec_decode_tokens,
+                model_runner_output.sampled_token_ids,
+                model_runner_output.req_id_to_index,
+                requests,
+            )
+        return count_verified(note, scheduler_output, model_runner_output, requests, self._max_num_speculative_tokens, output_s)
 
     def _count(self, scheduler_output: Any, model_runner_output: Any, verified: Verified) -> None:
         note: StepNote | None = getattr(scheduler_output, NOTE_ATTRIBUTE, None)

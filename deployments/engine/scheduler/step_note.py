@@ -114,23 +114,22 @@ def count_verified(
     scheduler_output: Any,
     model_runner_output: Any,
     requests: dict[str, Any],
-    *,
     max_num_speculative_tokens: int,
     output_s: float,
 ) -> Verified:
     """The step's drafts by position: how many rows verified so many, and how many were accepted."""
-    drafts = scheduler_output.scheduled_spec_decode_tokens
-    sampled = model_runner_output.sampled_token_ids
-    invalid = scheduler_output.num_invalid_spec_tokens
+    sampled, invalid = model_runner_output.sampled_token_ids, scheduler_output.num_invalid_spec_tokens
     if note is not None and note.uniform and not invalid and note.requests_mark == requests_mark(requests):
         # Every row verified K drafts, as in nearly every step: which row is whose does not matter for the sums.
         lengths = bytes(map(len, sampled))
         if 0 not in lengths:
             k, remaining, accepted = note.num_speculative_tokens, note.decode_rows, [0] * max_num_speculative_tokens
+            reached = [remaining] * k + [0] * (max_num_speculative_tokens - k)
             for position in range(k):
                 remaining -= lengths.count(position + 1)
                 accepted[position] = remaining
-            return Verified([note.decode_rows] * k + [0] * (max_num_speculative_tokens - k), accepted, output_s)
+            return Verified(reached, accepted, output_s)
+    drafts = scheduler_output.scheduled_spec_decode_tokens
     widths, hits = [0] * (max_num_speculative_tokens + 1), [0] * (max_num_speculative_tokens + 1)
     row_of = model_runner_output.req_id_to_index
     for request_id, draft_token_ids in drafts.items():
@@ -158,27 +157,27 @@ class AdapterCounts:
     """
 
     def __init__(self) -> None:
-        self._adapter_of: dict[str, str] = {}
+        self.adapter_of: dict[str, str] = {}
         self._sums: dict[str, list[int]] = {}
 
     def add_request(self, request: Any) -> None:
         """Note a request's adapter (vLLM's `lora_request`), if it has one."""
         lora = getattr(request, "lora_request", None)
         if lora is not None:
-            self._adapter_of[request.request_id] = str(lora.lora_name)[:256]
+            self.adapter_of[request.request_id] = str(lora.lora_name)[:256]
 
     def leave(self, request: Any) -> None:
         """Forget a request that has finished; one that is preempted comes again."""
-        if self._adapter_of and request.is_finished():
-            self._adapter_of.pop(request.request_id, None)
+        if self.adapter_of and request.is_finished():
+            self.adapter_of.pop(request.request_id, None)
 
     def count(
         self, drafts: Mapping[str, Sequence[int]], sampled: Sequence[Sequence[int]], row_of: Mapping[str, int], requests: Any
     ) -> None:
         """Count the rows of a step's output that verified `drafts` and belong to an adapter."""
-        if not self._adapter_of:
+        if not self.adapter_of:
             return
-        for request_id, adapter in self._adapter_of.items():
+        for request_id, adapter in self.adapter_of.items():
             num_drafts = len(drafts.get(request_id, ())) if request_id in requests else 0
             num_sampled = len(sampled[row_of[request_id]]) if num_drafts else 0
             if not num_sampled or (adapter not in self._sums and len(self._sums) == MAX_ADAPTERS):
