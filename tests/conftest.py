@@ -6,6 +6,7 @@ import asyncio
 from typing import Final
 
 import pytest
+import structlog
 from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling, LoadScopeScheduling
@@ -13,6 +14,14 @@ from xdist.scheduler import LoadFileScheduling, LoadScopeScheduling
 # How long an example takes says nothing about the code on a machine that also runs engines.
 settings.register_profile("nightjar", deadline=None)
 settings.load_profile("nightjar")
+
+# An error that a test provokes is printed as Python prints it: rich's panel with every local variable takes a tenth of a second.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 
 LONGEST_FIRST: Final = (
     "tests/test_readme.py",

@@ -28,13 +28,16 @@ AUTO = parse_operator_settings({"mode": "auto", "allowed_num_speculative_tokens"
 def uses(source: str) -> list[str]:
     """Where a module takes the two functions from: imported by name, or as an attribute of their modules, under whatever name."""
     found, modules = list[str](), dict[str, str]()
-    for node in ast.walk(ast.parse(source)):
+    if not any(name in source for name in HOMES):
+        return found
+    nodes = list(ast.walk(ast.parse(source)))
+    for node in nodes:
         if isinstance(node, ast.Import):
             modules |= {alias.asname or alias.name: alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             modules |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
             found += [alias.name for alias in node.names if HOMES.get(alias.name) == node.module]
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, ast.Attribute) and node.attr in HOMES:
             owner = ast.unparse(node.value)
             found += [node.attr] if modules.get(owner, owner) == HOMES[node.attr] else []

@@ -44,7 +44,7 @@ def make_scheduler(
     max_num_speculative_tokens: int = MAXIMUM,
     max_num_batched_tokens: int = 8192,
     max_model_len: int = MAX_MODEL_LEN,
-    num_blocks: int = 40_000,
+    num_blocks: int = 4_000,
     prefix_caching: bool = False,
     can_be_dormant: bool = False,
     draft_weight_bytes: int = 0,
