@@ -101,20 +101,21 @@ def applications_of(state: FleetState) -> dict[str, str]:
 def find_replica(applications: Mapping[str, str], asked: str) -> str:
     """The replica that goes by `asked`: its id, its name as `status` shows it, or a part of either that no other has.
 
-    `applications` is the application of each replica.
+    `applications` is the application of each replica. The name of rank 1 is a part of that of rank 10, and its own all the same.
 
     Raises UnknownReplicaError.
 
-    >>> applications = {"abc1": "chat", "abc2": "chat", "xyz3": "mail"}
-    >>> find_replica(applications, "chat/abc1"), find_replica(applications, "c2"), find_replica(applications, "mail")
-    ('abc1', 'abc2', 'xyz3')
+    >>> applications = {"abc-dp1": "chat", "abc-dp10": "chat", "xyz3": "mail"}
+    >>> find_replica(applications, "chat/abc-dp1"), find_replica(applications, "c-dp10"), find_replica(applications, "mail")
+    ('abc-dp1', 'abc-dp10', 'xyz3')
     """
     known = sorted(applications)
     if asked in known:
         return asked
     alike = [name for name in known if asked and (asked in name or asked in shown_name(applications[name], name))]
-    if len(alike) == 1:
-        return alike[0]
+    exactly = [name for name in alike if asked == shown_name(applications[name], name)]
+    if len(only := exactly or alike) == 1:
+        return only[0]
     problem = f"{len(alike)} replicas go by {asked[:80]!r}" if alike else f"no replica {asked[:80]!r}"
     named = alike or known
     more = f" and {len(named) - NAMED_REPLICAS} more" if len(named) > NAMED_REPLICAS else ""

@@ -101,6 +101,13 @@ applications:
         ),
         (
             {
+                "models": [ON_H100 | {"engineKwargs": {"tensor_parallel_size": 2, "data_parallel_size": 4}}],
+                "workerGroups": [GROUP],
+            },
+            "models: m: one replica needs 8 GPUs in one pod",
+        ),
+        (
+            {
                 "models": [ON_H100],
                 "workerGroups": [GROUP | {"minReplicas": 2, "maxReplicas": 2, "resources": {"limits": {"amd.com/gpu": 6}}}],
             },

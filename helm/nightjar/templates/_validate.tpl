@@ -73,7 +73,11 @@
   {{- if and .acceleratorType $.Values.autoscaler.enabled (not (has .acceleratorType $accelerators)) -}}
     {{- fail (printf "models: %s: no worker group has the acceleratorType %q: Ray's autoscaler knows of a group what the chart says of it, and would never add a pod for this model; write `acceleratorType: %s` into its group of workerGroups" .name .acceleratorType .acceleratorType) -}}
   {{- end -}}
-  {{- $gpus := mul ($kwargs.tensor_parallel_size | default 1) ($kwargs.pipeline_parallel_size | default 1) | int -}}
+  {{- $ranks := $kwargs.data_parallel_size_local | default $kwargs.data_parallel_size | default 1 -}}
+  {{- if or (hasKey $kwargs "data_parallel_rank") $kwargs.data_parallel_external_lb -}}
+    {{- $ranks = 1 -}}
+  {{- end -}}
+  {{- $gpus := mul ($kwargs.tensor_parallel_size | default 1) ($kwargs.pipeline_parallel_size | default 1) $ranks | int -}}
   {{- if .acceleratorType -}}
     {{- $wanted := ($options.autoscaling_config | default dict).max_replicas | default $options.num_replicas | default 1 -}}
     {{- $replicas := int (ternary 1 $wanted (eq (toString $wanted) "auto")) -}}
@@ -102,7 +106,7 @@
   {{- end -}}
 {{- end -}}
 {{- if and (gt (int .gpus) $most) (not $uncounted) -}}
-  {{- fail (printf "models: %s: one replica needs %d GPUs in one pod (tensor_parallel_size x pipeline_parallel_size), but the largest of workerGroups that may be of type %s has %d" .name (int .gpus) .type $most) -}}
+  {{- fail (printf "models: %s: one replica needs %d GPUs in one pod (tensor_parallel_size x pipeline_parallel_size x data_parallel_size), but the largest of workerGroups that may be of type %s has %d" .name (int .gpus) .type $most) -}}
 {{- end -}}
 {{- if and (gt (int .replicas) $room) (not $uncounted) -}}
   {{- fail (printf "models: %s: %d replicas of %d GPUs of type %s each, and the pods of workerGroups have room for %d: the others would wait for ever; raise maxReplicas, or ask for fewer" .name (int .replicas) (int .gpus) .type $room) -}}
