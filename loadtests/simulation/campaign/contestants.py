@@ -19,7 +19,7 @@ from nightjar.loadtests.arms.stock_table import TableRows
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
 from nightjar.loadtests.simulation.engine.acceptance_classes import scaled
 from nightjar.loadtests.simulation.evidence.prefill_bars import pair_of
-from nightjar.loadtests.simulation.planner_names import NIGHTJAR, OFF, ORACLE, TETRIS
+from nightjar.loadtests.simulation.planner_names import NIGHTJAR, OFF, ORACLE, ORACLE_BY_BATCH, TETRIS
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.rivals.registry import ENTRIES, Inputs, inputs, rival_plan
 from nightjar.loadtests.simulation.rivals.tables import vllm_text
@@ -54,7 +54,7 @@ class Contestant:
 
 def check_name(name: str) -> str:
     """The name itself. Raises ContestantError for one that is no planner's."""
-    known = (*LEARNING_PLANNERS, ORACLE, OFF, TABLE, RETUNED_TABLE, NIGHTJAR, TETRIS, *RIVALS)
+    known = (*LEARNING_PLANNERS, ORACLE, ORACLE_BY_BATCH, OFF, TABLE, RETUNED_TABLE, NIGHTJAR, TETRIS, *RIVALS)
     if name in known or re.fullmatch(r"fixed-\d{1,2}|pair-\d{1,2}-\d{1,2}|oracle-mixed-\d{1,2}", name):
         return name
     near = get_close_matches(name, known, n=1)
@@ -102,6 +102,8 @@ def _local(name: str, nominal: Nominal, seed: int) -> Local:
     most = nominal.profile.limits.max_num_seqs
     if name in {ORACLE, TETRIS}:
         return Local(planner=name)
+    if name == ORACLE_BY_BATCH:
+        return Local(planner=ORACLE, options={"sees_context": False})
     if name.startswith(ORACLE):
         return Local(planner=ORACLE, options={"mixed_k": int(name.rpartition("-")[2])})
     if name.startswith("pair-"):

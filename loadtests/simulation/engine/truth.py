@@ -22,6 +22,7 @@ from nightjar.policy.planners.local import (
     LocalPlannerFactory,
     StepOutcome,
     StepView,
+    flag_option,
     number_option,
     refuse_unknown,
 )
@@ -130,22 +131,27 @@ class Oracle:
     It explores nothing and pays its restarts like everyone: where draft KV is missing it leaves off only if the gain over
     `restart_horizon_s` (an option, default 20) is worth the catch-up. A step with prefill keeps the K of the step before it, or the
     best one if that is lower; with the option `mixed_k` it drafts so many. What is best there hangs on what the load brings later,
-    which no step shows: experiments/prefill.py searches for it.
+    which no step shows: experiments/prefill.py searches for it. Without `sees_context` (an option, default 1) it takes the context
+    that rows held on average in steps of the same batch so far, as a plan by batch alone does.
     """
 
-    def __init__(self, truth: Truth, allowed: tuple[int, ...], restart_horizon_s: float, mixed_k: int | None) -> None:
+    def __init__(
+        self, truth: Truth, allowed: tuple[int, ...], restart_horizon_s: float, mixed_k: int | None, *, sees_context: bool
+    ) -> None:
         self.plans_mixed_steps = mixed_k is not None
         self._mixed_k = mixed_k
         self._truth = truth
         self._arms = tuple(arm for arm in truth.arms if arm in allowed)
         self._restart_horizon_s = restart_horizon_s
         self._restarts = False
+        self._sees_context = sees_context
+        self._contexts: dict[int, tuple[int, float]] = {}
 
     def choose(self, view: StepView) -> int:
         """The best K now; off while a restart does not pay."""
         if self._mixed_k is not None and view.prefill_tokens:
             return self._mixed_k
-        rows, context = view.decode_batch_size, view.context_tokens
+        rows, context = view.decode_batch_size, self._context_tokens(view)
         best = self._truth.best(rows, context, self._arms)
         if not best or not view.lag_tokens or self._restarts:
             self._restarts = best > 0
@@ -157,7 +163,15 @@ class Oracle:
 
     def in_mixed_step(self, view: StepView) -> int:
         """The best K now, to which a step with prefill may fall (not asked with `mixed_k`)."""
-        return self._truth.best(view.decode_batch_size, view.context_tokens, self._arms)
+        return self._truth.best(view.decode_batch_size, self._context_tokens(view), self._arms)
+
+    def _context_tokens(self, view: StepView) -> int:
+        if self._sees_context:
+            return view.context_tokens
+        steps, mean = self._contexts.get(view.decode_batch_size, (0, 0.0))
+        mean += (view.context_tokens - mean) / (steps + 1)
+        self._contexts[view.decode_batch_size] = steps + 1, mean
+        return round(mean)
 
     def learn(self, outcome: StepOutcome) -> None:
         """There is nothing to learn."""
@@ -167,9 +181,10 @@ def oracle_factory(truth: Truth) -> LocalPlannerFactory:
     """The factory for one engine: it knows this engine's truth and no other's."""
 
     def build(options: LocalOptions, context: LocalContext) -> LocalPlanner:
-        refuse_unknown(options, ("restart_horizon_s", "mixed_k"))
+        refuse_unknown(options, ("restart_horizon_s", "mixed_k", "sees_context"))
         horizon_s = number_option(options, "restart_horizon_s", DEFAULT_RESTART_HORIZON_S, 0.0, 3600.0)
         mixed_k = number_option(options, "mixed_k", -1, -1, context.max_num_speculative_tokens)
-        return Oracle(truth, context.allowed, horizon_s, None if mixed_k < 0 else int(mixed_k))
+        sees_context = flag_option(options, "sees_context", True)
+        return Oracle(truth, context.allowed, horizon_s, None if mixed_k < 0 else int(mixed_k), sees_context=sees_context)
 
     return build

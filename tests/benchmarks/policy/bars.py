@@ -32,6 +32,7 @@ TRANSITION: Final = "transition"
 ADAPTIVE: Final = "adaptive verification"
 BESIDE: Final = "over adaptive verification"
 """Variants of the experiment adaptive."""
+CONTEXT: Final = "context"
 NEVER_RESTARTING: Final = "off"
 NEVER_OFF: Final = "never-off"
 

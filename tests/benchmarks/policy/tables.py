@@ -16,8 +16,8 @@ from nightjar.loadtests.simulation.evidence.grid import Grid, number, ratio, sha
 from nightjar.loadtests.simulation.evidence.policy_report import Named, mean_series, panel
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.tables import variant_grid
-from nightjar.loadtests.simulation.planner_names import FLEET, OFF, ORACLE
-from tests.benchmarks.policy.bars import NEVER_OFF, TRANSITION, adaptive_arms, lowest_ratio
+from nightjar.loadtests.simulation.planner_names import FLEET, OFF, ORACLE, ORACLE_BY_BATCH
+from tests.benchmarks.policy.bars import CONTEXT, NEVER_OFF, TRANSITION, adaptive_arms, lowest_ratio
 from tests.benchmarks.policy.paper_table import paper_grids
 
 SGLANG_PUBLISHED: Final = 1.03
@@ -38,6 +38,7 @@ def grids(rows: Sequence[RunRow]) -> list[Grid]:
         uneven_grid(rows),
         transition_grid(rows),
         adaptive_grid(rows),
+        context_grid(rows),
         variant_grid(rows, "regret", "Learners from a cold start", ("lost_share", "done_s", "tokens_per_s")),
         *paper_grids(rows),
     ]
@@ -172,6 +173,20 @@ def adaptive_grid(rows: Sequence[RunRow]) -> Grid:
         ),
         tuple(lines),
         "Tokens per busy engine-second, in the simulator's model of it: no GPU has run them beside each other.",
+    )
+
+
+def context_grid(rows: Sequence[RunRow]) -> Grid:
+    """Chats beside agents: what knowing each step's context is worth over knowing its batch."""
+    kept = [row for row in rows if row.kind == CONTEXT and not row.error]
+    tokens, times = (Cells.of(kept, measure) for measure in (GOODPUT, "e2e_mean_s"))
+    columns = ((tokens, ORACLE), (tokens, FLEET), (times, ORACLE), (times, FLEET), (times, OFF))
+    return Grid(
+        "Chats beside agents, over an oracle of batch alone",
+        ("place", "tokens/s: oracle of batch and context", "fleet", "time of a request: oracle", "fleet", "off"),
+        tuple((place, *(ratio(cells.ratio(place, who, ORACLE_BY_BATCH)) for cells, who in columns)) for place in tokens.places()),
+        "Tokens per busy engine-second, which tells of users that hold an engine; of an open loop, where all that is asked is "
+        "answered, the mean time of a request from end to end tells: below 1 is quicker.",
     )
 
 

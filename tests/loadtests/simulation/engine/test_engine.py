@@ -1,10 +1,14 @@
 """One simulated engine: batching, mechanics of K=0, and what it reports."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from nightjar.loadtests.simulation.engine.requests import SimulatedRequest
+from nightjar.loadtests.simulation.engine.truth import Oracle, Truth
 from nightjar.loadtests.simulation.profiles import Mechanics
 from nightjar.policy.evidence.catch_up import CatchUpCost
+from nightjar.policy.planners.local import StepView
 from nightjar.policy.restarts.price import Engine as PricedEngine
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import Local
@@ -218,6 +222,28 @@ def test_an_oracle_told_so_drafts_one_length_in_every_step_with_prefill() -> Non
         lengths.append(knowing.load().num_speculative_tokens)
     assert lengths[:2] == [2, 2]
     assert 2 not in lengths[2:-1], "not the best of a single row"
+
+
+def test_an_oracle_by_batch_takes_the_mean_context_that_rows_of_such_a_batch_held_so_far() -> None:
+    contexts = {"oracle": (1000, 3000, 7000, 5000), "by batch": (1000, 2000, 7000, 3000)}
+    for who, expected in contexts.items():
+        knowing = Oracle(truth := AskedTruth(), (0, 3), 20.0, None, sees_context=who == "oracle")
+        for rows, context in ((4, 1000), (4, 3000), (5, 7000), (4, 5000)):
+            knowing.choose(StepView(rows, context, 0, 0, 0, 0.0, 0))
+        assert truth.contexts == list(expected), who
+
+
+class AskedTruth(Truth):
+    """Notes which contexts the oracle asks for."""
+
+    arms = (0, 3)
+
+    def __init__(self) -> None:
+        self.contexts: list[int] = []
+
+    def best(self, decode_rows: int, context_tokens: int, arms: Sequence[int]) -> int:
+        self.contexts.append(context_tokens)
+        return 0
 
 
 def test_regret_is_what_the_best_length_would_have_yielded_more() -> None:
