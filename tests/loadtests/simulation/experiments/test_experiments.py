@@ -142,6 +142,21 @@ def test_texts_change_for_everybody_at_the_same_seconds_and_one_turn_of_either_i
         assert scenario.events == (AcceptanceScaled(0.0, 0.5), AcceptanceScaled(60.0, 1.0), AcceptanceScaled(180.0, 0.5))
 
 
+def test_in_the_workload_transition_a_fleet_that_learned_under_the_turns_meets_the_same_ones_in_what_is_measured(
+    cells: list[Cell],
+) -> None:
+    measured: dict[str, list[object]] = {}
+    before = set()
+    for one in (cell for cell in cells if cell.kind == "transition" and cell.planner == FLEET and cell.seed == 0):
+        scenario = job(one).scenario
+        changes = [event for event in scenario.events if isinstance(event, AcceptanceScaled)]
+        measured.setdefault(one.place, []).append([each for each in changes if each.at_s >= scenario.warm_up_s])
+        before.add((one.variant, len({each.factor for each in changes if each.at_s < scenario.warm_up_s})))
+    assert measured
+    assert all(turns == again for turns, again in measured.values())
+    assert before == {("", 1), ("learned under the turns", 2)}
+
+
 def test_more_requests_decode_at_once_the_more_arrive() -> None:
     nominal = nominal_of(read_profile("qwen-7b-0.5b-rtx4090"))
     rows = [nominal.rows_at(share * nominal.capacity) for share in (0.01, 0.1, 0.5, 0.9, 2.0)]
