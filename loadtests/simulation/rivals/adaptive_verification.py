@@ -14,9 +14,9 @@ acceptance begins at the profile's nominal one, follows an exponential mean of t
 nominal, a hundredth a step, while it is not verified. The engine charges a step the verification of K tokens and the drafting
 of K_max (registry.DRAFTS_MORE), and the profile given here holds exactly those times.
 
-Not modelled: trimming by request, which is where a batch of easy and hard requests gains most; padding to captured graph
-sizes; its limits (no LoRA, no pipeline parallelism, model runner V2 only). It verifies nothing at K = 0 but drafts on: nothing
-becomes dormant, and no restart is priced.
+Not modelled here: trimming by request, which is where a batch of easy and hard requests gains most (engine/draft_budget.py has it,
+beside a planner); padding to captured graph sizes; its limits (no LoRA, no pipeline parallelism, model runner V2 only). It verifies
+nothing at K = 0 but drafts on: nothing becomes dormant, and no restart is priced.
 """
 
 from __future__ import annotations

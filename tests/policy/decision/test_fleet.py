@@ -295,6 +295,7 @@ evidence_cells = st.dictionaries(
         rows=st.floats(0.0, 1e9),
         context_tokens=st.floats(0.0, 1e12),
         log_seconds_squared=st.floats(0.0, 1e9),
+        generated_tokens=st.floats(0.0, 1e9),
         **dict.fromkeys(("seconds", "prefill_tokens", "draft_tokens", "measured_at_s"), st.just(0.0)),
     ),
     max_size=20,

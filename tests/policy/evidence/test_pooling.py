@@ -288,7 +288,7 @@ def test_what_a_distrusted_replica_said_of_steps_with_prefill_leaves_with_it() -
     assert group.evidence.mixed_cells[WITH_PREFILL].steps == pytest.approx(50.0)
 
 
-sums = st.builds(CellEvidence, *(st.floats(1.0, 1e6),) * 8, measured_at_s=st.just(0.0))
+sums = st.builds(CellEvidence, *(st.floats(1.0, 1e6),) * 9, measured_at_s=st.just(0.0))
 
 
 @given(told=st.lists(sums, min_size=1, max_size=6), prefill=st.booleans())
