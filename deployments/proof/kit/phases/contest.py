@@ -72,7 +72,8 @@ def _contenders(drafter: Drafter, chosen: Chosen, tuned: dict[int, dict[int, flo
     found[_TABLE] = EngineSpec(drafter, room="roomy", stock=True, table=tuned_table(tuned, chosen.sizes.max_num_seqs))
     if _has_adaptive_verification():
         found["adaptive verification"] = EngineSpec(drafter, room="roomy", stock=True, extra={ADAPTIVE: True})
-        found[f"{OURS} over adaptive verification"] = EngineSpec(drafter, room="roomy", extra={ADAPTIVE: True})
+        if drafter == "head":  # beside a draft model it has no ceiling
+            found[f"{OURS} over adaptive verification"] = EngineSpec(drafter, room="roomy", extra={ADAPTIVE: True})
     return found
 
 
