@@ -173,7 +173,7 @@ def _layers(model: CheckedModel, steered: Steered) -> list[tuple[str, str]]:
     lines = [f"{layer.value}: {TOUCHED[layer]}" for layer in steered.layers]
     if not lines:
         return [("layers", "none: nothing of vLLM is touched" if arguments.serving_plainly else "none: its steps are observed")]
-    if kind.layer is not None and kind.layer not in steered.layers:
+    if kind.layer is not None and kind.layer not in steered.layers and arguments.why_never_asleep:
         lines.append(f"{kind.layer.value} is off: {arguments.why_never_asleep}")
     if kind.can_sleep and Layer.LENDING not in steered.layers:
         lines.append(f"lending is off: draft_offload is {config.draft_offload}")

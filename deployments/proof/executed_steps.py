@@ -14,7 +14,12 @@ from typing import Any, Final, Protocol
 
 from nightjar.deployments.engine.worker.draft_work import WORK_ATTRIBUTE
 
-GRAPH_MANAGERS: Final = ("prefill_cudagraph_manager", "decode_cudagraph_manager", "cudagraph_manager")
+GRAPH_MANAGERS: Final = (
+    "prefill_cudagraph_manager",
+    "decode_cudagraph_manager",
+    "cudagraph_manager",
+    "query_cudagraph_manager",
+)
 """Of runner V2's drafters (vLLM 0.32, v1/worker/gpu/spec_decode): each replays a graph with `run_fullgraph`."""
 
 

@@ -10,5 +10,7 @@ DRAFT: Final = "draft"
 EAGLE: Final = "eagle"
 EAGLE3: Final = "eagle3"
 MIMO: Final = "mimo"
+DFLASH: Final = "dflash"
+DSPARK: Final = "dspark"
 ADAPTER: Final = "adapter"
 ADAPTER_RANK: Final = 8

@@ -8,6 +8,10 @@ a drafter that knows the embedding and one layer often agrees.
 * `sliding`: the target, whose first and last layers attend to the latest SLIDING_WINDOW tokens alone.
 * `eagle`: its layer is the target's first, its projection passes the embedding on and a little of the hidden state.
 * `eagle3`: reads the embedding through an attention in which each position attends to itself.
+* `dflash`: two layers in which each position attends to the one before it, and a little to its neighbours. The first passes on the
+  token, whose successor the vocabulary tells; the second passes on the successor's own, as far as a linear map can tell. Norms of
+  keys have no weights: a CPU's kernel would take the first layer's for every layer.
+* `dspark`: the first of these layers, and a Markov head that knows what follows each token.
 * `mimo`: the target once more as a MiMoForCausalLM (Qwen2's layers, biases of 0; texts are the same) with one MTP module.
 * `adapter`: a LoRA adapter of the target's query and value projections, large enough to change texts.
 
@@ -29,7 +33,18 @@ from typing import Any, Final
 import torch
 from safetensors.torch import save_file
 
-from nightjar.deployments.proof.model_names import ADAPTER, ADAPTER_RANK, DRAFT, EAGLE, EAGLE3, MIMO, SLIDING, TARGET
+from nightjar.deployments.proof.model_names import (
+    ADAPTER,
+    ADAPTER_RANK,
+    DFLASH,
+    DRAFT,
+    DSPARK,
+    EAGLE,
+    EAGLE3,
+    MIMO,
+    SLIDING,
+    TARGET,
+)
 
 HIDDEN: Final = 64
 HEADS: Final = 2
@@ -51,6 +66,14 @@ HIDDEN_STATE_SHARE: Final = 0.012
 """What EAGLE's and MTP's projections pass on of the target's hidden state: little, so that they err now and then."""
 EAGLE3_GAIN: Final = 5.0
 """How much the embedding that EAGLE-3's attention brings outweighs the hidden state in its residual stream."""
+BLOCK_SHARPNESS: Final = 9.5
+"""Of the attention of a block's positions: one that is one place off gets about a tenth."""
+BLOCK_GAINS: Final = (4.0, 4.0)
+"""What each layer of a block adds, in sizes of the embedding."""
+MASK_SIZE: Final = 0.02
+"""Of the embedding of a position that nothing is known of, beside 1."""
+MARKOV_BASE: Final = 0.3
+"""What a block's own logits count beside its Markov head's."""
 ADAPTER_SHARE: Final = 0.5
 
 Weights = dict[str, torch.Tensor]
@@ -91,6 +114,16 @@ def build_tiny_models(folder: Path, family: Family = USUAL) -> Path:
         "norm_output": True,
     }
     _save(scratch / EAGLE3, _eagle3(target, family), _config(**eagle3))
+    block = {
+        "model_type": "qwen3",
+        "attention_bias": True,
+        "layer_types": None,
+        "dflash_config": {"mask_token_id": PAD, "target_layer_ids": [0]},
+    }
+    _save(scratch / DFLASH, _block(target, 2), _config(**block, num_hidden_layers=2, architectures=["DFlashDraftModel"]))
+    torch.save({"embedding": _mask(), "mask_token_id": PAD}, scratch / DFLASH / "mask_embedding.pt")
+    markov = {"num_hidden_layers": 1, "architectures": ["Qwen3DSparkModel"], "markov_rank": HIDDEN}
+    _save(scratch / DSPARK, _dspark(target), _config(**block, **markov))
     mimo = {"model_type": "qwen2", "architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}
     _save(scratch / MIMO, _mimo(target), _config(**mimo))
     _save_adapter(scratch / ADAPTER)
@@ -195,6 +228,53 @@ def _eagle3(target: Weights, family: Family) -> Weights:
     layer["mlp.down_proj.weight"] = EAGLE3_GAIN * layer["mlp.down_proj.weight"]
     weights = {f"midlayer.{name}": value for name, value in layer.items()}
     return weights | {"fc.weight": _little(3 * HIDDEN, 19), "norm.weight": torch.ones(HIDDEN)}
+
+
+def _mask() -> torch.Tensor:
+    return MASK_SIZE * torch.randn(HIDDEN, generator=torch.Generator().manual_seed(31))
+
+
+def _block(target: Weights, num_layers: int) -> Weights:
+    """A DFlash draft: its keys say nothing but where they stand, and its values are tokens' embeddings, the mask's left out."""
+    embedding, head_size = target["model.embed_tokens.weight"], HIDDEN // HEADS
+    half = head_size // 2
+    mask = _mask() / _mask().norm()
+    without_mask = torch.eye(HIDDEN) - torch.outer(mask, mask)
+    next_token = (embedding @ target["lm_head.weight"].T).argmax(dim=1)
+    second = target["lm_head.weight"][next_token[next_token]]
+    maps = (torch.eye(HIDDEN), torch.linalg.lstsq(embedding, second).solution.T)
+    angles = 10000.0 ** -(torch.arange(half) / half)  # of rotary positions: each key is the same, each query is turned back by one
+    key = torch.cat([torch.ones(half), torch.zeros(half)]).repeat(HEADS)
+    query = torch.cat([angles.cos(), -angles.sin()]).repeat(HEADS)
+    weights = {"fc.weight": torch.eye(HIDDEN), "hidden_norm.weight": torch.ones(HIDDEN), "norm.weight": torch.ones(HIDDEN)}
+    for index, (values, gain) in enumerate(zip(maps[:num_layers], BLOCK_GAINS, strict=False)):
+        layer = {
+            "self_attn.q_proj.weight": torch.zeros(HIDDEN, HIDDEN),
+            "self_attn.q_proj.bias": query,
+            "self_attn.k_proj.weight": torch.zeros(HIDDEN, HIDDEN),
+            "self_attn.k_proj.bias": key,
+            "self_attn.v_proj.weight": values @ without_mask,
+            "self_attn.v_proj.bias": torch.zeros(HIDDEN),
+            "self_attn.o_proj.weight": gain * torch.eye(HIDDEN),
+            "self_attn.o_proj.bias": torch.zeros(HIDDEN),
+            "self_attn.q_norm.weight": torch.full((head_size,), BLOCK_SHARPNESS),
+            "self_attn.k_norm.weight": torch.ones(head_size),
+            "mlp.gate_proj.weight": torch.zeros(INTERMEDIATE, HIDDEN),
+            "mlp.up_proj.weight": torch.zeros(INTERMEDIATE, HIDDEN),
+            "mlp.down_proj.weight": torch.zeros(HIDDEN, INTERMEDIATE),
+            "input_layernorm.weight": torch.ones(HIDDEN),
+            "post_attention_layernorm.weight": torch.ones(HIDDEN),
+        }
+        weights |= {f"layers.{index}.{name}": value for name, value in layer.items()}
+    return weights
+
+
+def _dspark(target: Weights) -> Weights:
+    weights = _block(target, 1)
+    weights["norm.weight"] = MARKOV_BASE * weights["norm.weight"]
+    weights["markov_head.markov_w1.weight"] = target["model.embed_tokens.weight"]
+    weights["markov_head.markov_w2.weight"] = target["lm_head.weight"]
+    return weights
 
 
 def _mimo(target: Weights) -> Weights:

@@ -82,6 +82,9 @@ class Drafter(Part):
     """What K=0 runs, unless stock is wished. Only a separate draft model can be dormant; EAGLE and MTP heads write their KV."""
     arms: Annotated[tuple[NumSpeculativeTokens, ...], Field(min_length=2, max_length=33)]
     """Every K that the engine can run, ascending from 0."""
+    drafts_a_block: bool = False
+    """Whether one forward over a row's next token and all drafts of the greatest arm drafts at every K above 0 (DFlash, DSpark). A
+    roofline charges for it; a table's times are what was measured."""
     catch_up_seconds: NotNegative = 0.0
     """Fixed time of one catch-up pass."""
     catch_up_seconds_per_token: NotNegative = 0.0

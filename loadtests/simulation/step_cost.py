@@ -138,6 +138,9 @@ class RooflineCost(StepCost):
         seconds += roofline.sampler_seconds_per_token * scored
         if length and decode_rows:
             seconds += roofline.proposer_seconds + roofline.proposer_seconds_per_row * decode_rows
+            if self._drafter.drafts_a_block:
+                queries = decode_rows * (1 + self._drafter.arms[-1])
+                return seconds + self._forward(roofline.draft, queries, context_tokens, 1)
             seconds += self._forward(roofline.draft, scored, context_tokens, 1)
             seconds += (length - 1) * self._forward(roofline.draft, decode_rows, context_tokens, 1)
         elif draft in WITH_FORWARDS and decode_rows:

@@ -39,8 +39,8 @@ from nightjar.policy.words import batch_range
 
 SEPARATE_DRAFT_MODEL: Final = "draft_model"
 WITH_A_MODEL: Final = (SEPARATE_DRAFT_MODEL, "eagle", "eagle3", "mtp")
-"""Drafters that run a model, which vLLM goes on running at K = 0."""
-TAKE_A_TABLE: Final = (*WITH_A_MODEL, "ngram")
+"""Drafters that run a model, which vLLM goes on running at K = 0; of dflash and dspark 0.33 runs none."""
+TAKE_A_TABLE: Final = (*WITH_A_MODEL, "dflash", "dspark", "ngram")
 """Drafters that stock vLLM runs at the table's K: those that we steer (deployments/drafter_kinds.py)."""
 DEVIATIONS: Final = 2.0
 """Standard deviations on either side that the interval of a loss holds."""

@@ -10,6 +10,7 @@ from typing import Final
 
 from nightjar.deployments.engine.start.arguments import V2_OBEYS_K_FROM
 from nightjar.deployments.engine.start.hooks import (
+    BLOCK_DRAFT,
     DORMANT_DRAFT,
     DRAFT_OFFLOAD,
     DRAFT_ON_V2,
@@ -35,10 +36,11 @@ FEATURES: Final = {
     "heads": KV_ONLY_HEAD,
     "drafts on V2": DRAFT_ON_V2,
     "ranks": RANKS,
+    "blocks": BLOCK_DRAFT,
     "CPU engines": ON_CPU,
     "nightjar serve": PLAIN_SERVER,
 }
-SINCE: Final = {"heads": V2_OBEYS_K_FROM, "drafts on V2": V2_OBEYS_K_FROM}
+SINCE: Final = {"heads": V2_OBEYS_K_FROM, "drafts on V2": V2_OBEYS_K_FROM, "blocks": V2_OBEYS_K_FROM}
 """Features that older versions do not need: every drafter of 0.29 and 0.31 is steered on model runner V1."""
 FILES_OF: Final = {
     "heads": ("deployments/engine/worker/kv_only_head.py",),

@@ -19,7 +19,7 @@ from tests.gpu_paths.engines.combinations import (
 
 def test_every_drafter_that_we_steer_is_proved_on_runner_v1_and_where_it_obeys_on_v2() -> None:
     proved = {(each.runner, each.drafter) for each in STEERED}
-    assert proved >= {(1, drafter) for drafter in STEERABLE}
+    assert proved >= {(1, kind.method) for kind in KINDS.values() if kind.obeys_k_on_v1}
     assert {drafter for runner, drafter in proved if runner == 2} == STEERED_ON_V2
     assert {each.scheduling for each in STEERED if KINDS[each.drafter].runs_asynchronously} == {"sync", "async"}
 
@@ -47,7 +47,9 @@ def test_a_combination_is_found_by_its_name_and_an_unknown_name_is_refused() -> 
         Combination.named("v3-sync-eagle")
 
 
-@pytest.mark.parametrize(("drafter", "forwards"), [("eagle", [1, 1, 2]), ("draft_model", [0, 1, 2]), ("ngram", [None] * 3)])
+@pytest.mark.parametrize(
+    ("drafter", "forwards"), [("eagle", [1, 1, 2]), ("draft_model", [0, 1, 2]), ("dflash", [0, 1, 1]), ("ngram", [None] * 3)]
+)
 def test_what_a_k_costs_in_forwards_is_known_of_each_drafter(drafter: str, forwards: list[int | None]) -> None:
     assert [Combination(1, "sync", drafter).forwards(length) for length in range(3)] == forwards
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("vllm")
-from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL
-from nightjar.deployments.engine.start.arguments import V2_OBEYS_K_FROM
+from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
+from nightjar.deployments.engine.start.arguments import V2_LEAVES_QUERIES_OUT_FROM, V2_OBEYS_K_FROM
 from nightjar.deployments.proof.scenarios import ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.proof.verdict import difference
 from nightjar.loadtests.arms.texts import NEAR_TIE
@@ -29,6 +29,8 @@ OFF = {
     "v2-async-eagle3",
     "v2-sync-mtp",
     "v2-async-draft_model",
+    "v2-async-dflash",
+    "v2-sync-dspark",
     COMPILED_HEAD.name,
 }
 BY_HAND = {"v2-sync-eagle", "v2-sync-eagle3"}
@@ -40,6 +42,8 @@ ON_V2 = tuple(
 )
 HEADS = tuple(each for each in ON_V2 if each.writes_kv_alone)
 DRAFTS = tuple(each for each in ON_V2 if each.drafter == SEPARATE_DRAFT_MODEL)
+BLOCKS = tuple(each for each in ON_V2 if kind_of(each.drafter).drafts_a_block and version_under_test() < V2_LEAVES_QUERIES_OUT_FROM)
+"""From 0.33 vLLM itself runs no queries at K = 0."""
 KEPT_IN_STEP = tuple(each for each in BESIDE if each.name == "v2-async-draft_model-kv-connector" and DRAFTS)
 """A draft model that runs at K = 0 as well, once: what it writes there must lie in its own request's blocks."""
 
@@ -165,6 +169,32 @@ def test_a_step_of_k_0_multiplies_what_the_formula_says_within_one_percent(rig: 
 @pytest.mark.parametrize("drafter", ["eagle", "eagle3", "mtp"])
 def test_beside_a_model_of_8b_the_kv_of_a_head_is_less_than_two_percent_of_a_step(drafter: str) -> None:
     assert LLAMA_3_1_8B.target() + LLAMA_3_1_8B.kv_part(drafter) <= 1.02 * LLAMA_3_1_8B.target()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda each: each.name)
+def test_no_step_of_k_0_runs_a_blocks_queries_and_every_draft_is_that_of_one_that_ran_them(rig: Rig, block: Combination) -> None:
+    """INV-1. The control forgets what it should keep, and drafts something else."""
+    ours, stock, forgets = (variant(rig, block, name) for name in ("ours", "stock", "forgets"))
+    assert ours["fault"] == ""
+    assert {(forwards, kv_writes) for length, forwards, kv_writes, _ in steps_of(ours) if length == 0} == {(0, 0)}
+    assert {(forwards, kv_writes) for _, forwards, kv_writes, _ in steps_of(stock)} == {(1, 0)}
+    assert {forwards for length, forwards, _, _ in steps_of(ours) if length} == {1}
+    for part in ("off", "stress", "limit"):
+        for what in ("answers", "lengths", "drafts"):
+            assert ours[part][what] == stock[part][what], AGAIN
+    assert sum(map(bool, ours["off"]["drafts"])) > 30
+    assert forgets["off"]["answers"] == ours["off"]["answers"]
+    assert forgets["off"]["drafts"] != ours["off"]["drafts"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("block", [each for each in BLOCKS if each.scheduling == "sync"], ids=lambda each: each.name)
+def test_what_a_block_keeps_of_a_step_of_k_0_multiplies_what_the_formula_says(rig: Rig, block: Combination) -> None:
+    counted = rig.off(block)["multiply_adds"]
+    assert len(counted) >= STEPS - COUNTED_AFTER - 2
+    for tokens, _, of_block in counted:
+        assert of_block == pytest.approx(tokens * TINY.block_context(layers=1, read=1), rel=0.01)
 
 
 @pytest.fixture(params=[pytest.param(each, id=each.name, marks=pytest.mark.long) for each in DRAFTS])

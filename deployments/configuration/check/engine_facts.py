@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from nightjar.deployments.configuration.check.engine_schema import EngineKwargs, SpeculativeKwargs
 from nightjar.deployments.configuration.check.findings import ServedOn, Severity
-from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
+from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, drafter_of, kind_of
 from nightjar.deployments.engine.start.arguments import (
     RUNNER_VARIABLE,
     EngineArguments,
@@ -95,8 +95,8 @@ def outlook(config: LLMConfig, kwargs: EngineKwargs, *, shadow: bool) -> EngineO
 
 def engine_facts(config: LLMConfig, kwargs: EngineKwargs) -> EngineFacts:
     """What `resolve_facts` will find at run time, without the sizes of an offload."""
-    on_cpu, kind = is_on_cpu(config), drafter_kind(kwargs.speculative_config)
     speculative = kwargs.speculative_config
+    on_cpu, kind = is_on_cpu(config), _variant(config, drafter_kind(speculative))
     padded = not (speculative and speculative.disable_padded_drafter_batch)
     asynchronous = not on_cpu and kind_of(kind).runs_asynchronously and padded and kwargs.async_scheduling is not False
     return EngineFacts(
@@ -207,6 +207,12 @@ def offload_facts(config: LLMConfig, kwargs: EngineKwargs) -> OffloadFacts:
     )
 
 
+def _variant(config: LLMConfig, method: str) -> str:
+    """The drafter that vLLM makes of this method and the draft's `config.json`, where that can be read."""
+    named = model_configuration(config.draft_source).get("architectures") if config.draft_source else None
+    return drafter_of(method, map(str, named) if isinstance(named, list) else ())
+
+
 def _runner_is_v1(config: LLMConfig, kwargs: EngineKwargs, *, on_cpu: bool, kind: str) -> bool:
     if on_cpu:
         return True
@@ -215,7 +221,8 @@ def _runner_is_v1(config: LLMConfig, kwargs: EngineKwargs, *, on_cpu: bool, kind
         return chosen == "0"
     speculative = kwargs.speculative_config
     return not kind_of(kind).runs_on_v2 or bool(
-        speculative and (speculative.parallel_drafting or speculative.use_heterogeneous_vocab)
+        speculative
+        and ((speculative.parallel_drafting and not kind_of(kind).drafts_a_block) or speculative.use_heterogeneous_vocab)
     )
 
 

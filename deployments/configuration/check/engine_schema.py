@@ -33,7 +33,7 @@ TEXTS: Final = frozenset[str](_NAMES["texts"])
 """Of the first two: text, also where it looks like a number."""
 
 
-SPECULATIVE_METHODS: Final = tuple(sorted(KINDS))
+SPECULATIVE_METHODS: Final = tuple(sorted(method for method, kind in KINDS.items() if not kind.variant_of))
 """vLLM's names, but for the aliases of mtp."""
 
 PositiveCount = Annotated[int, Field(ge=1)]

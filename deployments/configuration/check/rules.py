@@ -167,6 +167,7 @@ def _blamed(model: CheckedModel) -> tuple[Place, str]:
     ways_out = {
         "speculative_config": f"take {RUNNER_VARIABLE} out of env_vars",
         "method": f"take one of those, {unsteered}",
+        "model": f"take a draft of {kind_of(facts.drafter_kind).variant_of}'s own, {unsteered}",
         "parallel_drafting": f"take it out, {unsteered}",
         "num_speculative_tokens": f"write 1, for which one module drafts, {unsteered}" if facts.several_mtp_modules else "lower it",
         "enable_adaptive_verification": f"take it out, {unsteered}",
@@ -174,6 +175,8 @@ def _blamed(model: CheckedModel) -> tuple[Place, str]:
         "pipeline_parallel_size": f"allowed is 1: take {name} out, and use tensor_parallel_size or more replicas instead",
         "data_parallel_size": f"allowed is 1 here: take {name} out, and use tensor_parallel_size or more replicas instead",
     }
+    if name == "method" and kind_of(facts.drafter_kind).obeys_k:
+        ways_out[name] = ways_out["speculative_config"] if facts.runner_is_users else f"take another drafter, {unsteered}"
     written = "model" if name == "method" and "method" not in model.config.engine_kwargs["speculative_config"] else name
     return (*KWARGS, *outer, written), ways_out.get(name, f"take {name} out")
 

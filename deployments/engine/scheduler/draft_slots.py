@@ -13,20 +13,31 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from nightjar.deployments.drafter_kinds import kind_of
+
 
 class DraftSlots:
     """The block tables of an engine, and how far its drafter writes.
 
     `tables` are the blocks of each request and the tokens of a block, for each KV cache group whose blocks stand in the order of
     positions. `own_slots` are slots that the drafter's first forward takes after the step's tokens: 1 for a separate draft model, 0
-    for a head (0.32, SpeculativeConfig.max_num_new_slots_for_drafting). Each draft after the first takes another. `max_model_len`
-    bounds the positions: vLLM writes a draft past it to the last position, or nowhere.
+    for a head (0.32, SpeculativeConfig.max_num_new_slots_for_drafting). Each draft after the first takes another. `block_slots` are
+    those of a drafter whose one forward drafts its maximum at every K alike, 0 for any other. `max_model_len` bounds the positions:
+    vLLM writes a draft past it to the last position or into the last block, or nowhere.
     """
 
-    def __init__(self, tables: Iterable[tuple[Mapping[str, Sequence[Any]], int]], *, own_slots: int, max_model_len: int) -> None:
+    def __init__(
+        self,
+        tables: Iterable[tuple[Mapping[str, Sequence[Any]], int]],
+        *,
+        own_slots: int,
+        max_model_len: int,
+        block_slots: int = 0,
+    ) -> None:
         self._tables = tuple((blocks, block_tokens, defaultdict[str, int](int)) for blocks, block_tokens in tables)
         """With the tokens that each request's blocks held when last looked at: until it leaves they only become more."""
         self._own_slots = own_slots
+        self._block_slots = block_slots
         self._max_model_len = max_model_len
 
     @classmethod
@@ -34,10 +45,12 @@ class DraftSlots:
         """Of vLLM's configuration and its managers of the KV cache groups; None for a drafter that has no KV (ngram)."""
         if not config.num_lookahead_tokens:
             return None
+        drafts_a_block = kind_of(config.speculative_config.method).drafts_a_block
         return cls(
             ((manager.req_to_blocks, manager.block_size) for manager in managers if _is_by_position(manager)),
             own_slots=config.speculative_config.max_num_new_slots_for_drafting,
             max_model_len=config.model_config.max_model_len,
+            block_slots=config.num_lookahead_tokens if drafts_a_block else 0,
         )
 
     def breach(self, scheduler_output: Any, num_speculative_tokens: int) -> str:
@@ -45,7 +58,7 @@ class DraftSlots:
 
         Under async scheduling a request's computed tokens count drafts that may be rejected yet: the drafter writes no further.
         """
-        past_step = self._own_slots + (num_speculative_tokens or 1) - 1
+        past_step = self._block_slots or self._own_slots + (num_speculative_tokens or 1) - 1
         if not past_step:
             return ""  # every write is at a token that the target computes, too
         scheduled, cached = scheduler_output.num_scheduled_tokens, scheduler_output.scheduled_cached_reqs

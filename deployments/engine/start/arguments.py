@@ -23,7 +23,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from nightjar.deployments.drafter_kinds import STEERABLE, kind_of
+from nightjar.deployments.drafter_kinds import STEERABLE, drafter_of, kind_of
 from nightjar.deployments.engine.memory.offload_config import OffloadConfig, with_entry
 from nightjar.deployments.engine.start.dormancy import (
     NO_DRAFTER,
@@ -76,6 +76,8 @@ STEERED_DEVICES: Final = ("cpu", "cuda")
 
 V2_OBEYS_K_FROM: Final = (0, 32)
 """vLLM's runner V2 drafts its maximum in 0.29 and 0.31, whatever K says (v1/worker/gpu/model_runner.py)."""
+V2_LEAVES_QUERIES_OUT_FROM: Final = (0, 33)
+"""From there on vLLM itself runs no queries of DFlash and DSpark at K = 0 (v1/worker/gpu/spec_decode/dflash/speculator.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOfflo
         async_scheduling=bool(config.scheduler_config.async_scheduling),
         captures_graphs=not config.model_config.enforce_eager and not on_cpu,
         max_num_seqs=config.scheduler_config.max_num_seqs,
-        drafter_kind="none" if speculative is None else str(speculative.method),
+        drafter_kind=_drafter_kind(speculative),
         max_num_speculative_tokens=0 if speculative is None else speculative.num_speculative_tokens,
         pipeline_parallel_size=config.parallel_config.pipeline_parallel_size,
         data_parallel_size=config.parallel_config.data_parallel_size,
@@ -273,6 +275,14 @@ def installed_vllm() -> tuple[int, int]:
     return V2_OBEYS_K_FROM
 
 
+def _drafter_kind(speculative: Any) -> str:
+    """Of vLLM's SpeculativeConfig, or None. Runner V2 chooses a variant by the same architectures."""
+    if speculative is None:
+        return "none"
+    draft = getattr(speculative, "draft_model_config", None)
+    return drafter_of(str(speculative.method), getattr(draft, "architectures", None) or ())
+
+
 def _why_not_on(device_type: str) -> str:
     """vLLM's word for the platform; AMD's is cuda, too. Other platforms have workers of their own, which ours are not made for."""
     return "" if device_type in STEERED_DEVICES else f"device {device_type!r}: steered are {' and '.join(STEERED_DEVICES)}"
@@ -334,6 +344,19 @@ def _why_not_on_v2(facts: EngineFacts, missing: MissingHooks, without: Collectio
     return next((reason for applies, reason in checks if applies), "")
 
 
+def _why_not_on_v1(facts: EngineFacts) -> str:
+    """Why a drafter that is steered on runner V2 alone is not in this engine; empty where it is, or V1 will do."""
+    kind = kind_of(facts.drafter_kind)
+    if kind.obeys_k_on_v1 or (not facts.runner_is_v1 and facts.vllm_version >= V2_OBEYS_K_FROM):
+        return ""
+    runner, version = "V1" if facts.runner_is_v1 else "V2", ".".join(map(str, facts.vllm_version))
+    since = ".".join(map(str, V2_OBEYS_K_FROM))
+    return (
+        f"drafter {kind.method!r} is steered on model runner V2 of vLLM {since} and later alone, which cuts its drafts to the "
+        f"step's K; this engine has runner {runner} of vLLM {version}"
+    )
+
+
 def _why_not_as_asked(facts: EngineFacts, missing: MissingHooks, without: Collection[Layer]) -> str:
     """Why a drafter whose user wants runner V2 does not obey K; empty where it does, or V2 is not asked for."""
     if facts.on_cpu or not facts.runner_is_users or facts.runner_is_v1:
@@ -378,7 +401,13 @@ def _worker_class(
         return CPU_WORKER
     if runner_is_v1:
         return GPU_WORKER if kind.can_sleep and not missing.sleeping else ""
-    return V2_WORKER if kind.is_made_to_obey_on_v2 or (kind.is_head and kv_only_head) else ""
+    needs_ours = kind.is_made_to_obey_on_v2 or (kind.is_head and kv_only_head)
+    return V2_WORKER if needs_ours and not _leaves_queries_out(facts) else ""
+
+
+def _leaves_queries_out(facts: EngineFacts) -> bool:
+    """Whether vLLM itself runs nothing of the drafter at K = 0 but what it keeps of a step."""
+    return kind_of(facts.drafter_kind).drafts_a_block and facts.vllm_version >= V2_LEAVES_QUERIES_OUT_FROM
 
 
 def _layers(facts: EngineFacts, kwargs: Mapping[str, Any], why_at_zero: str) -> tuple[Layer, ...]:
@@ -397,7 +426,7 @@ def _layers(facts: EngineFacts, kwargs: Mapping[str, Any], why_at_zero: str) -> 
 def _why_at_zero(facts: EngineFacts, missing: MissingHooks, without: Collection[Layer], *, runner_is_v1: bool) -> str:
     """As for SteeringLevel, why the whole drafter runs at K = 0. One without a model has nothing to run: K = 0 costs nothing."""
     kind = kind_of(facts.drafter_kind)
-    if kind.model == "none":
+    if kind.model == "none" or _leaves_queries_out(facts):
         return ""
     if (off := kind.layer) in without:
         return SWITCHED_OFF.format(off)
@@ -439,12 +468,18 @@ def _why_plain(
         (bool(missing.steering), "", f"this vLLM lacks what Nightjar hooks into: {', '.join(missing.steering)}"),
         (facts.drafter_kind == "none", "", "engine_kwargs hold no speculative_config: there is nothing to steer"),
         (
+            bool(kind.variant_of),
+            "speculative_config.model",
+            f"drafter {kind.method!r} is {kind.variant_of} with a head of its own, and no run has shown that it obeys K",
+        ),
+        (
             not kind.obeys_k,
             "speculative_config.method",
             f"drafter {facts.drafter_kind!r} does not obey a K chosen per step (those that do: {', '.join(STEERABLE)})",
         ),
+        (bool(why := _why_not_on_v1(facts)), "speculative_config.method", why),
         (
-            facts.drafts_in_parallel,
+            facts.drafts_in_parallel and not kind.drafts_a_block,
             "speculative_config.parallel_drafting",
             "parallel_drafting makes all drafts in one pass: a step of fewer would end the engine, or mix its rows' drafts",
         ),

@@ -109,7 +109,9 @@ def _spreads_experts(config: Any) -> bool:
 
 
 def _head_layers(speculative: Any) -> int:
-    """Of vLLM's SpeculativeConfig (0.32); a head that does not say has one."""
+    """Of vLLM's SpeculativeConfig (0.32); a head that does not say has one. No layer of a block's keeps what attention made."""
+    if kind_of(speculative.method).drafts_a_block:
+        return 1
     hf_config = getattr(speculative.draft_model_config, "hf_config", None)
     name = "n_predict" if kind_of(speculative.method).method == "mtp" else "num_hidden_layers"
     return int(getattr(hf_config, name, None) or 1)

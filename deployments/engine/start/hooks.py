@@ -255,6 +255,17 @@ KV_ONLY_HEAD: Final = (
     _hook("vllm.v1.worker.gpu_worker", "Worker.load_model"),
 )
 """What a head that writes its KV alone needs besides, on model runner V2."""
+BLOCK_DRAFT: Final = (
+    _hook(
+        f"{_SPECULATOR}.dflash.speculator",
+        "DFlashSpeculator.propose",
+        parameters="input_batch dummy_run is_profile num_speculative_tokens",
+    ),
+    _hook(f"{_SPECULATOR}.dflash.speculator", "DFlashSpeculator._generate_draft"),
+    _hook(f"{_SPECULATOR}.dspark.speculator", "DSparkSpeculator._generate_draft"),
+    _hook(_SPECULATOR, "init_speculator", parameters="vllm_config"),
+)
+"""What leaves a block's queries out at K = 0. Only 0.32 needs it, so `make contract` looks, and the start-up check does not."""
 _STANDALONE: Final = f"{_SPECULATOR}.standalone_ar.speculator"
 DRAFT_ON_V2: Final = (
     _hook(_STANDALONE, "StandaloneARSpeculator.propose", parameters="input_batch dummy_run is_profile num_speculative_tokens"),

@@ -10,6 +10,10 @@ layers all read the target's KV has none to write, and runs nothing. Under vLLM'
 steps stay, as where 0.33 skips its own sample: no draft is ranked by them, but the budget of the first step that verifies again,
 which reads old ones anyhow.
 
+DFlash and DSpark draft with one forward over a block of queries. What they keep of a step is projected from the target's hidden
+states before that, whatever the number of their layers, and 0.33 does only this at K = 0. In 0.32 the queries run, and ours leaves
+them out (QuietBlock).
+
 `propose` of the runner's speculator is replaced on the instance; every other call, captured graph and buffer stays vLLM's. Fails
 open: a head for which this does not hold (`why_not`) runs as in vLLM, and so does one whose pass raised, from that step on
 (step_reports.py). Read in vLLM 0.32 and 0.33, v1/worker/gpu/spec_decode.
@@ -26,6 +30,7 @@ from vllm.config import get_layers_from_vllm_config
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import TargetDependentARSpeculator, prepare_prefill_inputs
 
+from nightjar.deployments.drafter_kinds import kind_of
 from nightjar.deployments.engine.worker.draft_work import DRAFTER_FAILURE_ATTRIBUTE
 from nightjar.deployments.engine.worker.step_reports import StepReports
 
@@ -146,6 +151,56 @@ class KVOnlyHead:
             del implementation.forward
 
 
+class QuietBlock:
+    """Stands before the `propose` of a DFlash or DSpark drafter, for which `why_not` is empty: no queries at K = 0.
+
+    Such a step runs without a graph, because a captured one holds the queries, too.
+    """
+
+    def __init__(self, speculator: Any, reports: StepReports) -> None:
+        self.reports = reports
+        self.runs_as_in_vllm = False
+        self._speculator = speculator
+        self._propose = speculator.propose
+        speculator.propose = self.propose
+
+    @torch.inference_mode()
+    def propose(self, *arguments: Any, num_speculative_tokens: int | None = None, **options: Any) -> torch.Tensor:
+        """Draft tokens, [num_reqs, max_num_speculative_tokens], of which the first K count (vLLM's signature and meaning)."""
+        is_step = not (options.get("dummy_run") or options.get("is_profile"))
+        if is_step and num_speculative_tokens == 0 and not self.runs_as_in_vllm:
+            try:
+                with self._without_queries():
+                    kept: torch.Tensor = self._propose(*arguments, num_speculative_tokens=0, **{**options, "is_profile": True})
+            except Exception as error:  # noqa: BLE001 - drafts need it, texts do not
+                self.reports.survive(
+                    error, DRAFTER_FAILURE_ATTRIBUTE, what="context-only pass", consequence="its queries run at K = 0, as in vLLM"
+                )
+                self.runs_as_in_vllm = True
+            else:
+                return kept.fill_(-1)
+        drafts: torch.Tensor = self._propose(*arguments, num_speculative_tokens=num_speculative_tokens, **options)
+        return drafts
+
+    @contextmanager
+    def _without_queries(self) -> Iterator[None]:
+        """Everything of a step but `_generate_draft`, which runs the queries and samples from them."""
+        self._speculator._generate_draft = lambda *_, **__: None
+        try:
+            yield
+        finally:
+            del self._speculator._generate_draft
+
+
+def stand_before(speculator: Any, reports: StepReports) -> KVOnlyHead | QuietBlock:
+    """Of a loaded head for which `why_not` is empty."""
+    return (QuietBlock if _drafts_a_block(speculator) else KVOnlyHead)(speculator, reports)
+
+
+def _drafts_a_block(speculator: Any) -> bool:
+    return kind_of(str(getattr(speculator, "method", ""))).drafts_a_block
+
+
 def own_attention_layers(speculator: Any) -> list[str]:
     """Names of the drafter's attention layers that have KV of their own."""
     layers = get_layers_from_vllm_config(speculator.vllm_config, AttentionLayerBase)
@@ -155,15 +210,19 @@ def own_attention_layers(speculator: Any) -> list[str]:
 
 def why_not(speculator: Any) -> str:
     """Why this drafter, once loaded, must run at K = 0 as in vLLM; empty where it may write its KV alone."""
-    if not isinstance(speculator, TargetDependentARSpeculator):
+    is_block = _drafts_a_block(speculator)
+    if not isinstance(speculator, TargetDependentARSpeculator) and not is_block:
         return f"{type(speculator).__name__} is another kind of drafter"
     config = speculator.vllm_config
     layers = get_layers_from_vllm_config(config, AttentionLayerBase)
     own, parallel = own_attention_layers(speculator), config.parallel_config
     checks = (
-        (len(own) > 1, f"the head has {len(own)} attention layers of its own, and KV is known without attention for one alone"),
         (
-            any(layers[name].get_attn_backend().forward_includes_kv_cache_update for name in own),
+            len(own) > 1 and not is_block,
+            f"the head has {len(own)} attention layers of its own, and KV is known without attention for one alone",
+        ),
+        (
+            not is_block and any(layers[name].get_attn_backend().forward_includes_kv_cache_update for name in own),
             "its attention backend writes KV within attention",
         ),
         (parallel.data_parallel_size > 1, "data parallelism: ranks must agree on forwards"),

@@ -42,7 +42,7 @@ from nightjar.deployments.engine.worker.draft_work import (
     DraftWork,
     Recompute,
 )
-from nightjar.deployments.engine.worker.kv_only_head import KVOnlyHead, why_not
+from nightjar.deployments.engine.worker.kv_only_head import KVOnlyHead, QuietBlock, stand_before, why_not
 from nightjar.deployments.engine.worker.step_reports import StepReports
 
 log = structlog.get_logger(__name__)
@@ -167,7 +167,7 @@ class SteeredV2Mixin(SteeredWorkerMixin):
     """Before a worker of vLLM's."""
 
     nightjar_drafter: SteeredDraftOnV2 | None = None
-    nightjar_head: KVOnlyHead | None = None
+    nightjar_head: KVOnlyHead | QuietBlock | None = None
     nightjar_head_runs: str = ""
     """Why a loaded head runs at K = 0 as in vLLM."""
 
@@ -188,7 +188,7 @@ class SteeredV2Mixin(SteeredWorkerMixin):
             log.warning("head_runs_at_zero", reason=self.nightjar_head_runs, consequence="it runs once a step, as in vLLM")
             note_head(self.nightjar_head_runs)
         elif speculator is not None:
-            self.nightjar_head = KVOnlyHead(speculator, self.reports)
+            self.nightjar_head = stand_before(speculator, self.reports)
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> Any:
         """As vLLM's, after what a step has for our drafter: orders for its memory and its work, and rows whose blocks moved."""

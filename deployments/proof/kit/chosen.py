@@ -17,6 +17,8 @@ from nightjar.deployments.proof.model_names import ADAPTER, DRAFT, EAGLE, TARGET
 
 Drafter = Literal["none", "draft", "head"]
 BUILT_IN: Final = "mtp"
+HEAD_METHODS: Final = ("eagle3", "eagle", "mtp", "dflash", "dspark")
+"""In the order in which they are looked for in names."""
 """`--head mtp`: the target has the head in it."""
 MADE_BY_CODE: Final = "made by code"
 
@@ -109,7 +111,7 @@ class Chosen:
     draft: str
     """Empty: no phase that needs a draft model runs."""
     head: str
-    """Folder of an EAGLE or MTP head; BUILT_IN where the target has it; empty: none."""
+    """Folder of a head; BUILT_IN where the target has it; empty: none."""
     head_method: str
     names: dict[str, str]
     """What stands on the page of target, draft and head."""
@@ -233,9 +235,9 @@ def _head_method(name: str, folder: str) -> str:
     except (OSError, ValueError) as error:
         raise ChosenModelError(f"--head {name}: config.json cannot be read ({error})") from error
     says = " ".join([name, str(config.get("model_type", "")), *map(str, config.get("architectures") or ())]).lower()
-    method = next((method for method in ("eagle3", "eagle", "mtp") if method in says), "")
+    method = next((method for method in HEAD_METHODS if method in says), "")
     if not kind_of(method).obeys_k:
         raise ChosenModelError(
-            f"--head {name}: neither its name nor its config.json says eagle, eagle3 or mtp, the heads that Nightjar steers"
+            f"--head {name}: neither its name nor its config.json says {', '.join(HEAD_METHODS)}, the heads that Nightjar steers"
         )
     return method

@@ -53,7 +53,9 @@ class Asked:
 def gpu_proof(
     target: Annotated[str, typer.Option(help="Folder or hub name; without it, tiny models made by code.")] = "",
     draft: Annotated[str, typer.Option(help="A separate draft model of the target's vocabulary.")] = "",
-    head: Annotated[str, typer.Option(help="An EAGLE or MTP head of the target; `mtp` where the target has it built in.")] = "",
+    head: Annotated[
+        str, typer.Option(help="An EAGLE, MTP, DFlash or DSpark head of the target; `mtp` where the target has it built in.")
+    ] = "",
     out: OutOption = Path("runs/gpu-proof"),
     bench: BenchOption = False,
     rig: Annotated[bool, typer.Option("--rig", hidden=True)] = False,

@@ -167,21 +167,26 @@ class AtZero:
     @property
     def writes_kv_alone(self) -> bool:
         """Once a step."""
-        return kind_of(self.method).is_head and not self.runs
+        kind = kind_of(self.method)
+        return kind.is_head and not kind.drafts_a_block and not self.runs
 
     @property
     def forwards_at_zero(self) -> int | None:
         """Of the drafter's model, whole; None where it has none."""
         kind = kind_of(self.method)
-        return None if kind.model == "none" else int(kind.is_head and not self.writes_kv_alone)
+        return None if kind.model == "none" else int(kind.is_head and bool(self.runs))
 
     def forwards(self, num_speculative_tokens: int) -> int | None:
         """In a step of this K."""
-        return self.forwards_at_zero if self.forwards_at_zero is None else num_speculative_tokens or self.forwards_at_zero
+        most = 1 if kind_of(self.method).drafts_a_block else num_speculative_tokens
+        at_zero = self.forwards_at_zero
+        return at_zero if at_zero is None else min(num_speculative_tokens, most) or at_zero
 
 
 def why_head_runs(arguments: EngineArguments, engine: SteppedEngine) -> str:
     """As configuration and worker say; empty for a drafter that is no head."""
-    if not kind_of(arguments.drafter_kind).is_head:
+    kind = kind_of(arguments.drafter_kind)
+    is_vllms = kind.drafts_a_block and "worker_cls" not in arguments.kwargs  # which leaves the queries out by itself
+    if not kind.is_head or (is_vllms and not arguments.why_never_asleep):
         return ""
     return arguments.why_never_asleep or str(getattr(engine.worker, "nightjar_head_runs", "its worker is vLLM's own"))

@@ -473,6 +473,44 @@ def test_ranks_of_a_mixture_of_experts_will_be_served_plainly(tmp_path: Path) ->
     assert error.endswith("take data_parallel_size out, and use tensor_parallel_size or more replicas instead")
 
 
+def dflash(model: object = "someone/draft") -> str:
+    return replaced("method: draft_model\n          model: someone/draft", f"method: dflash\n          model: {model}")
+
+
+def test_a_block_of_drafts_will_be_steered_on_v2_and_its_queries_left_out_at_k_0() -> None:
+    text = described(dflash())
+    assert "steering  fully" in text
+    assert "model runner V2, its default" in text
+    assert "heads: " in text
+
+
+def test_a_draft_that_vllm_runs_by_another_speculator_than_its_methods_will_be_served_plainly_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["Qwen3XPressModel"]}')
+    text = dflash(tmp_path)
+    assert "steering  plainly: drafter 'xpress' is dflash with a head of its own" in described(text)
+    (found,) = [line for line in said(text, "error") if "xpress" in line]
+    assert "take a draft of dflash's own, or serve it without Nightjar" in found
+    assert "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("on_v1", "way_out"),
+    [
+        ("runtime_env: {env_vars: {VLLM_USE_V2_MODEL_RUNNER: '0'}}", "take VLLM_USE_V2_MODEL_RUNNER out of env_vars"),
+        ("", "take another drafter, or serve it without Nightjar"),
+    ],
+)
+def test_a_block_of_drafts_on_runner_v1_will_be_served_plainly_and_the_way_out_is_told(on_v1: str, way_out: str) -> None:
+    text = dflash()
+    if on_v1:
+        text = text.replace("accelerator_type: H100", f"accelerator_type: H100\n      {on_v1}")
+    else:
+        text = text.replace("      accelerator_type: H100\n", "").replace("        tensor_parallel_size: 2\n", "")
+    (found,) = [line for line in said(text, "error") if "dflash" in line]
+    assert "this engine has runner V1" in found
+    assert found.endswith(f"so it would serve as plain vLLM; {way_out}" + ("" if on_v1 else " (nightjar migrate --remove)"))
+
+
 def without(layers: str, text: str = GOOD) -> str:
     return text.replace("accelerator_type: H100", f"accelerator_type: H100\n      without: {layers}")
 

@@ -17,6 +17,7 @@ from nightjar.deployments.engine.start.arguments import (
     GPU_WORKER,
     RUNNER_VARIABLE,
     SCHEDULER,
+    SWITCHED_OFF,
     V2_WORKER,
     EngineArguments,
     EngineFacts,
@@ -248,6 +249,33 @@ def test_on_runner_v2_a_head_of_one_layer_writes_its_kv_alone_at_k_0(kind: str) 
     assert without.serving_plainly == ""
 
 
+@pytest.mark.parametrize("kind", ["dflash", "dspark"])
+def test_a_block_of_drafts_is_steered_on_v2_and_our_worker_leaves_its_queries_out_where_vllm_does_not(kind: str) -> None:
+    facts = replace(GPU, drafter_kind=kind, drafts_in_parallel=True, sleep=replace(HEAD, drafter_kind=kind))
+    ours = steered_engine_kwargs(user_kwargs(), facts)
+    vllms = steered_engine_kwargs(user_kwargs(), replace(facts, vllm_version=(0, 33)))
+    assert (ours.kwargs["worker_cls"], ours.layers) == (V2_WORKER, (Layer.STEERING, Layer.HEADS))
+    assert ("worker_cls" in vllms.kwargs, vllms.layers) == (False, (Layer.STEERING,))
+    for arguments in (ours, vllms):
+        assert (arguments.serving_plainly, arguments.why_never_asleep, arguments.runner_is_v1) == ("", "", False)
+        assert arguments.graph_tiers
+    without = steered_engine_kwargs(user_kwargs(), facts, without=[Layer.HEADS])
+    assert ("worker_cls" in without.kwargs, without.why_never_asleep) == (False, SWITCHED_OFF.format(Layer.HEADS))
+
+
+def test_of_one_method_vllm_tells_drafters_by_their_architecture_and_a_blocks_layers_keep_nothing_that_attention_made(
+    draft: Path,
+) -> None:
+    config = resolved(draft)
+    config.speculative_config.method = "dflash"
+    config.speculative_config.draft_model_config.hf_config = SimpleNamespace(num_hidden_layers=5)
+    found = [resolve_facts(config, on_cpu=False)]
+    config.speculative_config.draft_model_config.architectures = ["DFlashQwen3XPressModel"]
+    found.append(resolve_facts(config, on_cpu=False))
+    assert [facts.drafter_kind for facts in found] == ["dflash", "xpress"]
+    assert found[0].sleep.head_layers == 1
+
+
 def test_an_engine_that_lends_its_drafts_memory_tells_scheduler_and_workers_its_size_beside_the_users_own() -> None:
     facts = replace(CPU, offload=OffloadConfig(draft_weight_bytes=1000))
     kwargs = steered_engine_kwargs({**user_kwargs(), "additional_config": {"theirs": 1}}, facts).kwargs
@@ -375,6 +403,18 @@ def test_an_engine_without_graphs_can_leave_shadow_at_any_time() -> None:
         (replace(CPU, drafter_kind="medusa"), {}, "'medusa' does not obey"),
         (replace(CPU, drafter_kind="suffix"), {}, "'suffix' does not obey"),
         (replace(CPU, drafter_kind="custom_class"), {}, "'custom_class' does not obey"),
+        (
+            replace(GPU, drafter_kind="dflash", runner_is_v1=True),
+            {},
+            "which cuts its drafts to the step's K; this engine has runner V1 of vLLM 0.32",
+        ),
+        (replace(GPU, drafter_kind="dspark", vllm_version=(0, 31)), {}, "this engine has runner V2 of vLLM 0.31"),
+        (replace(GPU, drafter_kind="dflash", vllm_version=(0, 29)), {}, "this engine has runner V2 of vLLM 0.29"),
+        (
+            replace(GPU, drafter_kind="xpress", vllm_version=(0, 33)),
+            {},
+            "drafter 'xpress' is dflash with a head of its own, and no run has shown that it obeys K",
+        ),
         (replace(CPU, max_num_speculative_tokens=33), {}, "33 is above 32"),
         (replace(CPU, max_num_seqs=5000), {}, "5000 is above 4096"),
         (replace(GPU, pipeline_parallel_size=2), {}, "pipeline_parallel_size 2"),

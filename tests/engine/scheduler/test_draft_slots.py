@@ -183,6 +183,31 @@ def test_a_draft_model_writes_max_k_1_slots_past_the_step_and_a_head_one_fewer(
         assert found.startswith(f"request a: at K = {length} its drafter writes 17 tokens, and its blocks hold 16")
 
 
+@pytest.mark.parametrize("own_slots", [4, 0], ids=["vllm 0.32", "vllm 0.33"])
+@pytest.mark.parametrize("length", range(5))
+def test_a_drafter_of_blocks_writes_all_of_its_queries_past_the_step_whatever_k_is(own_slots: int, length: int) -> None:
+    slots = DraftSlots([({"a": [None]}, 16)], own_slots=own_slots, max_model_len=1000, block_slots=5)
+    assert slots.breach(step_of(a=(7, 4)), length) == ""
+    assert slots.breach(step_of(a=(8, 4)), length).endswith(
+        "its drafter writes 17 tokens, and its blocks hold 16: vLLM reserved fewer slots than it writes, report this with the "
+        "version of vLLM"
+    )
+
+
+@pytest.mark.parametrize(("method", "writes"), [("dflash", 5), ("dspark", 5), ("eagle", 4 - 1)])
+def test_a_block_is_as_long_as_what_vllm_reserves_for_it(method: str, writes: int) -> None:
+    manager = object.__new__(single_type_kv_cache_manager.FullAttentionManager)
+    manager.req_to_blocks, manager.block_size = {"a": [None]}, 16
+    config = SimpleNamespace(
+        num_lookahead_tokens=5,
+        speculative_config=SimpleNamespace(method=method, max_num_new_slots_for_drafting=0),
+        model_config=SimpleNamespace(max_model_len=100),
+    )
+    slots = DraftSlots.of(config, [manager])
+    assert slots is not None
+    assert [bool(slots.breach(step_of(a=(10, 6 - past)), 4)) for past in (writes, writes - 1)] == [False, True]
+
+
 def test_a_row_needs_no_slots_past_the_last_position_of_the_model_and_every_group_is_looked_at() -> None:
     roomy, full = ({"a": [None] * 2}, 16), ({"a": [None] * 3}, 8)
     at_limit = DraftSlots([roomy, full], own_slots=1, max_model_len=24)
@@ -285,7 +310,7 @@ def test_groups_whose_blocks_stand_in_the_order_of_positions_are_looked_at(name:
     manager.req_to_blocks, manager.block_size = {"a": []}, 16
     config = SimpleNamespace(
         num_lookahead_tokens=3,
-        speculative_config=SimpleNamespace(max_num_new_slots_for_drafting=1),
+        speculative_config=SimpleNamespace(method="draft_model", max_num_new_slots_for_drafting=1),
         model_config=SimpleNamespace(max_model_len=100),
     )
     slots = DraftSlots.of(config, [manager])

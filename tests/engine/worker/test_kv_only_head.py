@@ -78,6 +78,63 @@ def test_a_head_runs_as_in_vllm_where_its_kv_alone_would_not_be_the_same(
     assert bool(found) is bool(reason)
 
 
+def block(**changes: Any) -> Any:
+    """A drafter of blocks by shape: `propose` writes what it keeps, and then runs its queries."""
+    made = type("Block", (), {"_generate_draft": lambda self: self.ran.append("queries")})()
+    made.ran = []
+
+    def propose(*given: Any, **named: Any) -> Any:
+        made.ran.append((given, named))
+        made._generate_draft()
+        return torch.ones(2, 3)
+
+    vars(made).update({"method": "dflash", "propose": propose} | changes)
+    return made
+
+
+def test_of_a_block_of_drafts_only_the_queries_are_left_out_at_k_0_and_without_a_graph_which_would_hold_them() -> None:
+    made = block()
+    head = kv_only_head.QuietBlock(made, StepReports(1))
+    assert made.propose(1, 2, num_speculative_tokens=0).tolist() == [[-1] * 3] * 2
+    assert made.ran == [((1, 2), {"num_speculative_tokens": 0, "is_profile": True})]
+    assert made.propose(num_speculative_tokens=2).tolist() == [[1] * 3] * 2
+    assert made.ran[1:] == [((), {"num_speculative_tokens": 2}), "queries"]
+    assert not head.runs_as_in_vllm
+
+
+@pytest.mark.parametrize("options", [{"dummy_run": True}, {"is_profile": True}])
+def test_a_warm_up_of_a_block_of_drafts_is_vllms(options: dict[str, Any]) -> None:
+    made = block()
+    kv_only_head.QuietBlock(made, StepReports(1))
+    made.propose(num_speculative_tokens=0, **options)
+    assert made.ran == [((), {"num_speculative_tokens": 0, **options}), "queries"]
+
+
+def test_a_block_of_drafts_whose_context_cannot_be_written_runs_its_queries_from_then_on() -> None:
+    made = block()
+    whole = made.propose
+
+    def fails(*given: Any, is_profile: bool = False, **named: Any) -> Any:
+        if is_profile:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(*given, **named)
+
+    made.propose = fails
+    reports = StepReports(1)
+    head = kv_only_head.QuietBlock(made, reports)
+    for _ in range(2):
+        assert made.propose(num_speculative_tokens=0).tolist() == [[1] * 3] * 2
+    assert made.ran == [((), {"num_speculative_tokens": 0}), "queries"] * 2
+    assert head.runs_as_in_vllm
+    assert vars(reports.attached(SimpleNamespace())) == {DRAFTER_FAILURE_ATTRIBUTE: "OutOfMemoryError: out of memory"}
+
+
+def test_a_block_of_several_layers_keeps_its_kv_without_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = speculator(monkeypatch, {"a": Layer(within=True), "b": Layer()}, method="dspark")
+    assert kv_only_head.why_not(several) == ""
+    assert "a KV connector" in kv_only_head.why_not(speculator(monkeypatch, ONE, method="dflash", kv_transfer_config=object()))
+
+
 def test_another_kind_of_drafter_runs_as_in_vllm() -> None:
     assert kv_only_head.why_not(SimpleNamespace()) == "SimpleNamespace is another kind of drafter"
 

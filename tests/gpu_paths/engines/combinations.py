@@ -81,13 +81,16 @@ class Combination:
         kind = kind_of(self.drafter)
         if kind.model == "none":
             return None
+        if kind.drafts_a_block:
+            return 0
         runs = not self.writes_kv_alone if kind.is_head else bool(self.beside)
         return 1 if runs else 0
 
     @property
     def writes_kv_alone(self) -> bool:
-        """Whether at K = 0 the drafter is a head that only writes its KV."""
-        return kind_of(self.drafter).is_head and self.runner == 2 and self.beside != "kv-connector"
+        """Whether at K = 0 the drafter's forward stops once it has written its KV; a block's KV needs no forward."""
+        kind = kind_of(self.drafter)
+        return kind.is_head and not kind.drafts_a_block and self.runner == 2 and self.beside != "kv-connector"
 
     @property
     def answers_all_kinds(self) -> bool:
@@ -102,7 +105,8 @@ class Combination:
     def forwards(self, num_speculative_tokens: int) -> int | None:
         """Forwards that a step of this K needs; None where the drafter has no model."""
         at_zero = self.forwards_at_zero
-        return at_zero if at_zero is None else num_speculative_tokens or at_zero
+        most = 1 if kind_of(self.drafter).drafts_a_block else num_speculative_tokens
+        return at_zero if at_zero is None else min(num_speculative_tokens, most) or at_zero
 
 
 REFERENCE: Final = Combination(1, "sync", PLAIN)
@@ -118,7 +122,7 @@ def _all() -> list[Combination]:
         for runner in runners
         for scheduling in schedulings
         for kind in KINDS.values()
-        if kind.obeys_k and (scheduling == "sync" or kind.runs_asynchronously)
+        if (kind.obeys_k_on_v1 or (kind.obeys_k and runner == 2)) and (scheduling == "sync" or kind.runs_asynchronously)
     ]
 
 
@@ -129,7 +133,10 @@ BY_RAY: Final = (
     Combination(2, "async", SEPARATE_DRAFT_MODEL, ranks=2, executor="ray"),
 )
 COMPILED: Final = (
-    *(Combination(2, "async", drafter, compiled="piecewise") for drafter in (SEPARATE_DRAFT_MODEL, "eagle", "eagle3", "mtp")),
+    *(
+        Combination(2, "async", drafter, compiled="piecewise")
+        for drafter in (SEPARATE_DRAFT_MODEL, "eagle", "eagle3", "mtp", "dflash", "dspark")
+    ),
     Combination(2, "sync", "ngram", compiled="piecewise"),
     Combination(1, "sync", SEPARATE_DRAFT_MODEL, compiled="whole"),
 )
@@ -151,8 +158,9 @@ LENDING: Final = tuple(replace(each, lends=True) for each in ALONE if each.draft
 SERVED_PLAINLY: Final = (
     *(each for each in _all() if each not in ALONE),
     Combination(1, "async", SEPARATE_DRAFT_MODEL, beside="parallel-drafting"),
+    Combination(1, "async", "dflash"),
 )
-"""Of drafters that obey K elsewhere; vLLM 0.32 itself starts no engine on V2 that drafts in parallel."""
+"""Of drafters that obey K elsewhere; vLLM 0.32 itself starts no engine on V2 whose draft model drafts in parallel."""
 
 
 def engine_arguments(combination: Combination, models: Path) -> EngineArguments:
@@ -206,4 +214,4 @@ def _speculative(drafter: str, models: Path) -> dict[str, Any]:
     kind = kind_of(drafter)
     if drafter.startswith("ngram"):
         return config | {"prompt_lookup_max": 3, "prompt_lookup_min": 1}
-    return config if kind.model == "optional" else config | {"model": str(models / (DRAFT if kind.can_sleep else drafter))}
+    return config if drafter == "mtp" else config | {"model": str(models / (DRAFT if kind.can_sleep else drafter))}

@@ -66,8 +66,28 @@ class Shape:
         rest_of_layer = self.hidden * (self.queries + 3 * self.intermediate)
         return self.kv_part(drafter) + rest_of_layer + self.hidden * vocabulary
 
+    def block_context(self, layers: int, read: int) -> int:
+        """Of a token whose KV a block's drafter of so many layers keeps: `read` hidden states projected to one, keys and values.
+
+        >>> round(1 + QWEN_3_8B.block_context(5, 5) / QWEN_3_8B.target(), 3)
+        1.017
+        """
+        return read * self.hidden * self.hidden + layers * 2 * self.hidden * self.keys
+
+    def block(self, layers: int, read: int, num_drafts: int) -> int:
+        """Of a row for which such a drafter, DFlash, runs its queries as well: the bonus token and each draft, and their logits.
+
+        >>> [round(1 + QWEN_3_8B.block(5, 5, drafts) / QWEN_3_8B.target(), 2) for drafts in (7, 15)]
+        [2.61, 4.29]
+        """
+        layer = self.hidden * (self.attention_inputs + self.queries + 3 * self.intermediate)
+        queries = (1 + num_drafts) * layers * layer + num_drafts * self.hidden * self.vocabulary
+        return self.block_context(layers, read) + queries
+
 
 LLAMA_3_1_8B: Final = Shape(hidden=4096, queries=4096, keys=1024, intermediate=14336, layers=32, vocabulary=128256)
+QWEN_3_8B: Final = Shape(hidden=4096, queries=4096, keys=1024, intermediate=12288, layers=36, vocabulary=151936)
+"""Its DFlash draft has five layers of its shape, and reads five hidden states."""
 VOCABULARY_PADDING: Final = 64
 """vLLM computes logits of a multiple of it."""
 TINY: Final = Shape(

@@ -3,7 +3,7 @@
 `python -m tests.gpu_paths.engines.off_process COMBINATION STEPS SEED MODELS OUTPUT`, in the rig's environment. The engine goes
 through all of it as each of these, one after the other, with empty caches, the same requests and the same K in every step:
 
-ours     the head writes its KV alone at K = 0; a draft model sleeps and catches up
+ours     the head writes its KV alone at K = 0, a block's queries are left out; a draft model sleeps and catches up
 stock    the drafter's `propose` is vLLM's own, and no step is scheduled as one in which it sleeps
 every    of a draft model: the same, never asleep and with no draft verified, so that each token of each answer has a draft after it
 forgets  the control: nothing is written or read again, and the drafter's KV has holes; through the off stretch alone
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from nightjar.deployments.engine.worker.kv_only_head import KVOnlyHead
+from nightjar.deployments.engine.worker.kv_only_head import KVOnlyHead, QuietBlock
 from nightjar.deployments.engine.worker.v2 import SteeredDraftOnV2
 from nightjar.deployments.proof.driven_engine import GenerationRequest, plain_answer
 from nightjar.deployments.proof.outcome import end_with
@@ -226,8 +226,12 @@ def draft_after_every_token(engine: SteppedEngine, watched: Watched, requests: S
     return {"answers": answers, "drafts": [draft for draft in drafts if draft[0] in answers]}
 
 
-def make_forget(drafter: KVOnlyHead | SteeredDraftOnV2, speculator: Any) -> None:
+def make_forget(drafter: KVOnlyHead | QuietBlock | SteeredDraftOnV2, speculator: Any) -> None:
     """Take away the pass that writes a head's KV at K = 0, or that with which a draft model reads what it missed."""
+    if isinstance(drafter, QuietBlock):
+        write = speculator._precompute_context_kv
+        speculator._precompute_context_kv = lambda *given: None if "_generate_draft" in vars(speculator) else write(*given)
+        return
     if isinstance(drafter, SteeredDraftOnV2):
         drafter._recompute = lambda *_: None  # type: ignore[method-assign]
         return
@@ -241,9 +245,9 @@ def run(combination: Combination, steps: int, seed: str, models: Path) -> dict[s
     models = build_tiny_models(models.with_name("models-eagle3" if family is ATTENTIVE_EAGLE3 else "models-attentive"), family)
     multiply_by_torch()
     engine = SteppedEngine(engine_arguments(combination, models).kwargs)
-    drafter: KVOnlyHead | SteeredDraftOnV2 = engine.runner.speculator.propose.__self__
+    drafter: KVOnlyHead | QuietBlock | SteeredDraftOnV2 = engine.runner.speculator.propose.__self__
     outcome: dict[str, Any] = {}
-    if isinstance(drafter, KVOnlyHead):
+    if not isinstance(drafter, SteeredDraftOnV2):
         outcome["multiply_adds"] = count_multiply_adds(engine) if combination.scheduling == "sync" else []
         _forget_all(engine)
     engine.record_steps()

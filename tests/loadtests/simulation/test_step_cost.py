@@ -1,17 +1,26 @@
 """Step costs: the measured numbers where they were measured, and the shape of an engine everywhere."""
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.loadtests.simulation.profiles import PROFILE_NAMES, MeasuredTable, Mechanics, Profile, read_profile
 from nightjar.loadtests.simulation.step_cost import prepared_cost, step_cost
+from nightjar.policy.evidence.cells import Cell, CellEvidence
+from nightjar.policy.evidence.step_time import predict_step_times
+from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
 
 PROFILES = {name: read_profile(name) for name in PROFILE_NAMES}
 COSTS = {name: step_cost(profile) for name, profile in PROFILES.items()}
 CONTEXT_PER_ROW = 300
+
+BLOCKS = PROFILES["qwen-7b-0.5b-rtx4090"].model_copy(
+    update={"drafter": PROFILES["qwen-7b-0.5b-rtx4090"].drafter.model_copy(update={"drafts_a_block": True})}
+)
 
 names = st.sampled_from(PROFILE_NAMES)
 rows = st.integers(1, 256)
@@ -54,6 +63,33 @@ def test_a_step_gets_no_shorter_with_rows_drafts_verification_context_prefill_or
     assert here <= slack * cost.seconds(decode_rows, context, length, catch_up_tokens=100)
     if length:
         assert here <= slack * cost.seconds(decode_rows, context, length + 1, verified_tokens=length)
+
+
+@given(decode_rows=rows, length=st.integers(1, 5))
+def test_a_block_of_drafts_costs_the_same_at_every_k_above_0(decode_rows: int, length: int) -> None:
+    cost, context = step_cost(BLOCKS), decode_rows * CONTEXT_PER_ROW
+    assert cost.seconds(decode_rows, context, length, verified_tokens=1) == cost.seconds(decode_rows, context, 1)
+    assert cost.seconds(decode_rows, context, 0, draft="kv") < cost.seconds(decode_rows, context, 1, verified_tokens=0)
+
+
+def test_step_times_that_were_learned_at_two_k_tell_what_a_block_of_drafts_costs_at_the_others() -> None:
+    """Drafting costs a row the same at every K, which no part of the learned shape says by itself."""
+    cost, most = step_cost(BLOCKS), BLOCKS.limits.max_num_seqs
+    buckets, arms = buckets_up_to(most), BLOCKS.drafter.arms
+    measured = {}
+    for bucket in buckets:
+        rows_there = FIRST_BATCH_SIZES[bucket]
+        context = rows_there * CONTEXT_PER_ROW
+        for length in (0, 1, arms[-1]):
+            log_seconds = math.log(cost.seconds(rows_there, context, length, draft="active" if length else "kv"))
+            measured[Cell(bucket, length)] = CellEvidence(400.0, 400.0 * log_seconds, 400.0 * rows_there, 400.0 * context)
+    found = predict_step_times(measured, arms, buckets, most, now_s=0.0)
+    for bucket in buckets:
+        rows_there = FIRST_BATCH_SIZES[bucket]
+        truth = [
+            cost.seconds(rows_there, rows_there * CONTEXT_PER_ROW, length, draft="active" if length else "kv") for length in arms
+        ]
+        assert np.exp(found.log_seconds[bucket]) == pytest.approx(truth, rel=0.05)
 
 
 @given(name=names, decode_rows=rows)

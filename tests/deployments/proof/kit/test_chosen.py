@@ -98,7 +98,7 @@ def test_a_folder_that_is_no_models_and_a_head_of_an_unknown_kind_are_refused(tm
     with pytest.raises(ChosenModelError, match="the folder holds no config"):
         chosen(tmp_path, target=str(tmp_path / "empty"), draft="owner/small")
     target, medusa = model(tmp_path / "target"), model(tmp_path / "other", architectures=["MedusaModel"])
-    with pytest.raises(ChosenModelError, match="says eagle, eagle3 or mtp"):
+    with pytest.raises(ChosenModelError, match="says eagle3, eagle, mtp, dflash, dspark, the heads"):
         chosen(tmp_path, target=target, head=medusa)
     (tmp_path / "target" / "config.json").write_text("{")
     with pytest.raises(ChosenModelError, match="cannot be read"):
