@@ -272,7 +272,7 @@ _WORDS: Final[Mapping[str, _Words]] = {
     Code.OTHER_OBJECTIVE: lambda said: (
         f"objective {said.text} would run {said.k}{_beside(said, 'num_speculative_tokens', 'beside_prefill')}"
     ),
-    Code.OBJECTIVE: lambda said: f"objective {said.text}{' of its application' if said['of_application'] else ''}",
+    Code.OBJECTIVE: lambda said: f"objective {said.text} {'of its application' if said['of_application'] else 'by hand'}",
     Code.COSTS_LESS: lambda said: f"beside prefill {said.k} costs less",
     Code.BY_THE_ODDS: lambda said: f"by the odds: only {said.length('only')} ever ran here",
     Code.OWN_EVIDENCE: "its own evidence",

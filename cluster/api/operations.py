@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nightjar.policy.operator.canary.order import MAX_SHARE
 from nightjar.policy.wire.explanation import Explanation
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.operator import MaxStepMs, PlannerName
+from nightjar.policy.wire.operator import MaxStepMs, Objective, PlannerName
 from nightjar.policy.wire.record import Reason, Record, describe_validation_error, to_plain
 from nightjar.policy.wire.status import FleetStatus, Scope
 
@@ -70,8 +70,8 @@ class ModeRequest(BaseModel):
     """Override the mode of the fleet, an application or a replica; what `nightjar mode` sends.
 
     The body is a JSON object: `mode` (`auto`, `shadow`, `off`, `pin=K`, or `default` to take an override back), and if wanted
-    `scope` (`fleet`, `application`, `replica`), `name`, `for_s`, `max_step_ms` and `reason`; for the fleet with `auto` or
-    `shadow` also `planner` (who decides in place of the settings' one), and with any mode `learned`: `reset` has every planner
+    `scope` (`fleet`, `application`, `replica`), `name`, `for_s`, `max_step_ms`, `objective` and `reason`; for the fleet with `auto`
+    or `shadow` also `planner` (who decides in place of the settings' one), and with any mode `learned`: `reset` has every planner
     begin anew, `keep` is the default. The answer holds the `override`, and what it `outlives`: the loss of the `head` node, an
     `upgrade` that runs both clusters.
     """
@@ -82,6 +82,7 @@ class ModeRequest(BaseModel):
     scope: Scope = "fleet"
     name: Annotated[str, Field(max_length=256)] = ""
     max_step_ms: MaxStepMs | None = None
+    objective: Objective | None = None
     planner: PlannerName | None = None
     learned: Literal["keep", "reset"] = "keep"
     for_s: HoldsForS | None = None
@@ -107,7 +108,8 @@ class CanaryRequest(BaseModel):
     """Let some replicas try a mode or settings, end that, or promote it; what `nightjar canary` sends.
 
     The body is a JSON object: `do` (`begin`, `end`, `promote`), and with `begin` what is tried (`mode`, `max_step_ms`,
-    `settings`), by whom (`share`, `application`), and if wanted `for_s`, `block_s` and `reason`. The answer holds the `canary`.
+    `objective`, `settings`), by whom (`share`, `application`), and if wanted `for_s`, `block_s` and `reason`. The answer holds the
+    `canary`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -115,6 +117,7 @@ class CanaryRequest(BaseModel):
     do: Literal["begin", "end", "promote"] = "begin"
     mode: Mode | None = None
     max_step_ms: MaxStepMs | None = None
+    objective: Objective | None = None
     settings: dict[str, float | int | str] = Field(default_factory=dict)
     share: Annotated[float, Field(gt=0.0, le=MAX_SHARE)] | None = None
     application: Annotated[str, Field(max_length=256)] = ""

@@ -13,13 +13,14 @@ from nightjar.cluster.api.http_client import DEFAULT_URL
 from nightjar.cluster.api.operations import CANARY, FREEZE, MODE, Body
 from nightjar.cluster.commands.options import Output, OutputOption, TokenOption, UrlOption, call, escaped
 from nightjar.cluster.display.times import format_duration, parse_duration
-from nightjar.policy.wire.operator import PLANNER_NAMES
+from nightjar.policy.wire.operator import OBJECTIVES, PLANNER_NAMES
 from nightjar.policy.wire.status import NO_NEW
 
 app = typer.Typer()
 
 MODE_OPTIONS: Final = {
     "max_step_ms": "--max-step-ms",
+    "objective": "--objective",
     "planner": "--planner",
     "learned": "--learned",
     "for_s": "--for",
@@ -31,6 +32,7 @@ CANARY_OPTIONS: Final = {
     "share": "--share",
     "application": "--application",
     "max_step_ms": "--max-step-ms",
+    "objective": "--objective",
     "settings": "--set",
     "for_s": "--for",
     "block_s": "--block",
@@ -91,6 +93,14 @@ def mode(
             "--max-step-ms", help="With auto or shadow: no K whose steps may take longer.", show_default="no limit of its own"
         ),
     ] = None,
+    objective: Annotated[
+        str,
+        typer.Option(
+            "--objective",
+            help=f"With auto or shadow: what K is chosen by, {' or '.join(OBJECTIVES)}.",
+            show_default="the settings' own",
+        ),
+    ] = "",
     planner: Annotated[
         str,
         typer.Option(
@@ -124,6 +134,8 @@ def mode(
     request: Body = {"mode": value, "scope": scope, "name": name, "for_s": for_s, "reason": reason}
     if max_step_ms is not None:
         request["max_step_ms"] = max_step_ms
+    if objective:
+        request["objective"] = objective
     if planner:
         request["planner"] = planner
     if learned != "keep":
@@ -136,8 +148,9 @@ def mode(
     until = f" for {format_duration(for_s)}" if for_s is not None else ""
     limit = f", steps of up to {max_step_ms:g} ms" if max_step_ms is not None else ""
     who = f", planner {planner}" if planner else ""
+    what = f", objective {objective}" if objective else ""
     console = Console(highlight=False)
-    console.print(f"{escaped(f'{scope} {name}'.strip())}: mode {escaped(value)}{escaped(who)}{limit}{until}")
+    console.print(f"{escaped(f'{scope} {name}'.strip())}: mode {escaped(value)}{escaped(who)}{limit}{escaped(what)}{until}")
     if value != "default":
         take_back = " ".join(["nightjar mode default", *([f"--{scope} {name}"] if name else [])])
         for line in what_ends_it(answer, for_s, take_back, scope):
@@ -200,6 +213,9 @@ def canary(
     max_step_ms: Annotated[
         float | None, typer.Option("--max-step-ms", help="Limit of a step to try.", show_default="none of its own")
     ] = None,
+    objective: Annotated[
+        str, typer.Option("--objective", help=f"Objective to try, {' or '.join(OBJECTIVES)}.", show_default=False)
+    ] = "",
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Setting to try; repeatable.", show_default=False)
     ] = None,
@@ -228,6 +244,7 @@ def canary(
         "share": share,
         "application": application or None,
         "max_step_ms": max_step_ms,
+        "objective": objective or None,
         "settings": dict(map(setting, settings)) if settings else None,
         "for_s": for_s,
         "block_s": block_s,

@@ -157,9 +157,10 @@ def override_lines(fleet: FleetStatus) -> Iterable[Text]:
         reason = f" ({override.reason})" if override.reason else ""
         planner = f", planner {override.planner}" if override.planner is not None else ""
         limit = f", steps of up to {override.max_step_ms:g} ms" if override.max_step_ms is not None else ""
+        objective = f", objective {override.objective}" if override.objective is not None else ""
         carried = f", carried over from {override.carried_from}" if override.carried_from else ""
         wins = f"; wins over mode {fleet.policy.mode} of the settings" if carried and override.mode != fleet.policy.mode else ""
-        yield Text(f"override: {whom} -> {override.mode}{planner}{limit}, {left}{reason}{carried}{wins}", style="cyan")
+        yield Text(f"override: {whom} -> {override.mode}{planner}{limit}{objective}, {left}{reason}{carried}{wins}", style="cyan")
 
 
 def replica_table(replicas: Sequence[ReplicaStatus], mode: Mode) -> Table:

@@ -16,7 +16,7 @@ from nightjar.policy.decision.canary import with_canary
 from nightjar.policy.issuer import Slot
 from nightjar.policy.operator.canary.order import CANARY_SETTINGS, MAX_SHARE, CanaryOrder, arms_of
 from nightjar.policy.operator.canary.trial import begin
-from nightjar.policy.operator.overrides import ModeOverride, check_limit, check_pin, effective_mode, fleet_override
+from nightjar.policy.operator.overrides import ModeOverride, check_aims, check_pin, effective_mode, fleet_override
 from nightjar.policy.state import FleetState
 from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
 
@@ -24,14 +24,14 @@ from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse
 def parse_canary_request(values: Mapping[str, object]) -> CanaryRequest:
     """The request that `values` spell. Raises OperationError."""
     request = checked(CanaryRequest, values)
-    tried = {"mode", "max_step_ms", "settings"} & request.model_fields_set
+    tried = {"mode", "max_step_ms", "objective", "settings"} & request.model_fields_set
     if request.do != "begin":
         beside = request.model_fields_set - {"do", "reason"}
         if beside:
             raise refused(f"{min(beside)}: beside do {request.do}, which takes a reason alone")
         return request
     if not tried:
-        raise refused("mode: missing; a canary tries a mode, max_step_ms or settings")
+        raise refused("mode: missing; a canary tries a mode, max_step_ms, objective or settings")
     if request.share is None and not request.application:
         raise refused(f"share: missing; allowed are above 0 to {MAX_SHARE}, or a whole application against the others")
     for name in request.settings:
@@ -70,7 +70,7 @@ def begun(
         raise refused(f"a canary runs already ({fleet.canary.in_words()}); end it first")
     try:
         if request.mode is not None:
-            check_limit(request.mode, request.max_step_ms)
+            check_aims(request.mode, request.max_step_ms, request.objective)
             concerned = [slot for slot in slots.values() if request.application in {"", slot.application}]
             check_pin(request.mode, (slot.max_num_speculative_tokens for slot in concerned))
         parse_operator_settings({**settings.model_dump(mode="json", exclude_none=True), **request.settings})
@@ -96,7 +96,7 @@ def ended(fleet: FleetState, how: Literal["ended", "promoted"], now_s: float) ->
 def promotion(fleet: FleetState, settings: OperatorSettings, overrides: Sequence[ModeOverride], now_s: float) -> Body:
     """The override that gives what is tried to all it is meant for: the application, where a share of it tries, else the fleet.
 
-    What was not tried stays as it is by hand: the mode, and the fleet's planner. Raises OperationError.
+    What was not tried stays as it is by hand: the mode, and the fleet's planner and objective. Raises OperationError.
     """
     trial = fleet.canary
     if trial is None or not trial.is_applied:
@@ -112,10 +112,13 @@ def promotion(fleet: FleetState, settings: OperatorSettings, overrides: Sequence
     by_hand = fleet_override(overrides, now_s)
     if is_share_of_one:
         request["scope"], request["name"] = "application", application
-    elif by_hand is not None and by_hand.planner is not None and mode.kind in {"auto", "shadow"}:
-        request["planner"] = by_hand.planner
+    elif by_hand is not None and mode.kind in {"auto", "shadow"}:
+        kept = {"planner": by_hand.planner, "objective": by_hand.objective}
+        request |= {name: value for name, value in kept.items() if value is not None}
     if order.max_step_ms is not None:
         request["max_step_ms"] = order.max_step_ms
+    if order.objective is not None:
+        request["objective"] = order.objective
     return request
 
 

@@ -16,14 +16,14 @@ from nightjar.policy.issuer import Slot
 from nightjar.policy.operator.overrides import (
     MAX_OVERRIDES,
     ModeOverride,
-    check_limit,
+    check_aims,
     check_pin,
     check_planner,
     fleet_override,
     set_override,
 )
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.operator import OperatorSettings, PlannerName
+from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.status import OverrideStatus, shown_name
 
 
@@ -38,7 +38,7 @@ def parse_mode_request(values: Mapping[str, object], slots: Mapping[str, Slot], 
         raise refused(f"{message}; default takes an override back") from error
     request = checked(ModeRequest, {**values, "mode": mode})
     try:
-        check_limit(request.mode, request.max_step_ms)
+        check_aims(request.mode, request.max_step_ms, request.objective)
         check_planner(request.scope, request.mode, request.planner)
         _check_planner_can_run(request, settings)
     except ValueError as error:
@@ -76,13 +76,13 @@ def request_in_words(request: ModeRequest) -> str:
     words = f" ({request.reason})" if request.reason else ""
     learned = ", what was learned is reset" if request.learned == "reset" else ""
     whom = f"{request.scope} {request.name}".rstrip()
-    return f"{whom} {request.mode or 'default'}{_planner(request.planner)}{_limit(request.max_step_ms)}{lasting}{learned}{words}"
+    return f"{whom} {request.mode or 'default'}{_aims(request)}{lasting}{learned}{words}"
 
 
 def in_words(override: ModeOverride) -> str:
     """`fleet auto, planner nightjar`, `replica r1 pin=3`, `application chat auto, max_step_ms 40`."""
     whom = f"{override.scope} {override.name}".rstrip()
-    return f"{whom} {override.mode}{_planner(override.planner)}{_limit(override.max_step_ms)}"
+    return f"{whom} {override.mode}{_aims(override)}"
 
 
 def override_status(override: ModeOverride, now_s: float) -> OverrideStatus:
@@ -91,12 +91,11 @@ def override_status(override: ModeOverride, now_s: float) -> OverrideStatus:
     return OverrideStatus.model_validate(dict(override) | {"seconds_left": seconds_left})
 
 
-def _limit(max_step_ms: float | None) -> str:
-    return "" if max_step_ms is None else f", max_step_ms {max_step_ms:g}"
-
-
-def _planner(planner: PlannerName | None) -> str:
-    return "" if planner is None else f", planner {planner}"
+def _aims(said: ModeRequest | ModeOverride) -> str:
+    planner = "" if said.planner is None else f", planner {said.planner}"
+    limit = "" if said.max_step_ms is None else f", max_step_ms {said.max_step_ms:g}"
+    objective = "" if said.objective is None else f", objective {said.objective}"
+    return planner + limit + objective
 
 
 def _check_planner_can_run(request: ModeRequest, settings: OperatorSettings) -> None:

@@ -16,7 +16,7 @@ from nightjar.cluster.service.memory_kills import MemoryKills
 from nightjar.cluster.storage.journal import Journal
 from nightjar.cluster.storage.recorder import Recorder
 from nightjar.policy.controller import Controller
-from nightjar.policy.operator.overrides import live_overrides, with_planner
+from nightjar.policy.operator.overrides import live_overrides, with_overrides
 from nightjar.policy.status.causes import InForce
 from nightjar.policy.status.explanation import UnknownReplicaError, applications_of, explain, find_replica
 from nightjar.policy.status.fleet import fleet_status
@@ -102,7 +102,7 @@ def status_of(
             replay_holds_s=about.recorder.holds_s(now_s),
             replay_problem=about.recorder.problem,
             mode=settings.mode,
-            planner=with_planner(settings, controller.overrides, now_s).planner,
+            planner=with_overrides(settings, controller.overrides, now_s).planner,
             decision_age_s=now_s - about.decided_at_s,
             reports=about.reports,
             refused_reports=about.refusals.count,

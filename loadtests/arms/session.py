@@ -181,6 +181,8 @@ def put_back_request(before: OverrideStatus | None, since_s: float) -> Body:
         request["planner"] = before.planner
     if before.max_step_ms is not None:
         request["max_step_ms"] = before.max_step_ms
+    if before.objective is not None:
+        request["objective"] = before.objective
     return request
 
 

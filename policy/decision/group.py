@@ -25,8 +25,9 @@ from nightjar.policy.operator.overrides import (
     fleet_override,
     limit_of,
     live_overrides,
+    objective_of,
     slower,
-    with_planner,
+    with_overrides,
 )
 from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.base import one_length
@@ -59,7 +60,7 @@ class Context:
         """As a decision begins."""
         by_hand, freeze = fleet_override(overrides, now_s), state.freeze
         return cls(
-            with_planner(settings, overrides, now_s),
+            with_overrides(settings, overrides, now_s),
             live_overrides(overrides, now_s),
             freeze if freeze is not None and freeze.is_live(now_s) else None,
             state.canary,
@@ -149,24 +150,27 @@ def _with_own_aims(
     now_s: float,
     tried: Mapping[str, ModeOverride],
 ) -> dict[str, ReplicaState]:
-    """The replicas with the limit of a step that each has and not all of the group (an application's, by hand, or a canary's), and
-    with its application's objective where the group has another.
+    """The replicas with the limit of a step and the objective that each has and not all of the group (an application's, by hand, or
+    a canary's).
 
     A limit does not loosen the fleet's `max_step_ms`, which the group's plan keeps already. Neither has a replica whose mode plans
     nothing, that cannot be steered, or whose planner does not learn.
     """
-    by_hand = any(override.max_step_ms is not None for override in (*overrides, *tried.values()))
+    by_hand = any(override.max_step_ms or override.objective for override in (*overrides, *tried.values()))
     there_are = settings.planner in LEARNING_PLANNERS and (by_hand or bool(settings.named_applications))
     limited = {}
     for replica_id, replica in replicas.items():
-        limit, objective = None, None
+        limit, objective, is_by_hand = None, None, False
         if there_are and replica.can_be_steered and modes[replica_id][0].kind in {"auto", "shadow"}:
             said, application = (tried[replica_id], *overrides) if replica_id in tried else overrides, replica.report.application
             limit = limit_of(replica_id, application, settings, said, now_s)
-            wanted = settings.objective_per_application.get(application)
-            objective = wanted if wanted != settings.objective else None
-        is_same = (limit, objective) == (replica.limit, replica.objective)
-        limited[replica_id] = replica if is_same else replace(replica, limit=limit, objective=objective)
+            objective, is_by_hand = objective_of(replica_id, application, settings, said, now_s)
+        before = (replica.limit, replica.objective, replica.is_objective_by_hand)
+        limited[replica_id] = (
+            replica
+            if (limit, objective, is_by_hand) == before
+            else replace(replica, limit=limit, objective=objective, is_objective_by_hand=is_by_hand)
+        )
     return limited
 
 

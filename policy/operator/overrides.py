@@ -1,4 +1,5 @@
-"""What mode and limit of a step a replica has: the operator's settings, and overrides that people set by hand for a while.
+"""What mode, limit of a step and objective a replica has: the operator's settings, and overrides that people set by hand for a
+while.
 
 An override names the fleet, an application or a replica; the most specific live one wins over the settings. Expiry is a
 point on the caller's clock, so an override that nobody takes back ends by itself. Fails closed: an override whose scope
@@ -15,7 +16,7 @@ from pydantic import Field, model_validator
 
 from nightjar.policy.wire.cause import Cause, Causes, Code, because
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.operator import MaxStepMs, OperatorSettings, PlannerName
+from nightjar.policy.wire.operator import MaxStepMs, Objective, OperatorSettings, PlannerName
 from nightjar.policy.wire.record import Reason, Record
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.status import Scope
@@ -33,16 +34,17 @@ _SHADOW: Final = Mode(kind="shadow")
 class ModeOverride(Record):
     """A mode set by hand. `name` is the application's or the replica's; the scope fleet has none.
 
-    `max_step_ms` limits the steps of the same replicas, where their mode lets a planner decide. `planner` decides in place of the
-    settings' one, for the whole fleet only: replicas of a group share a plan. Planners that engines run themselves began anew at
-    `anew_at_s`, a second of the epoch (None: they never had to). `carried_from` is the address of the policy of the cluster before,
-    where it was set there.
+    `max_step_ms` limits the steps of the same replicas, and by `objective` their K is chosen, where their mode lets a planner
+    decide. `planner` decides in place of the settings' one, for the whole fleet only: replicas of a group share a plan. Planners
+    that engines run themselves began anew at `anew_at_s`, a second of the epoch (None: they never had to). `carried_from` is the
+    address of the policy of the cluster before, where it was set there.
     """
 
     scope: Scope
     name: Annotated[str, Field(max_length=256)] = ""
     mode: Mode
     max_step_ms: MaxStepMs | None = None
+    objective: Objective | None = None
     planner: PlannerName | None = None
     anew_at_s: float | None = None
     expires_at_s: float | None = None
@@ -58,8 +60,8 @@ class ModeOverride(Record):
         return self
 
     @model_validator(mode="after")
-    def _limit_has_a_plan_to_limit(self) -> Self:
-        check_limit(self.mode, self.max_step_ms)
+    def _aims_have_a_plan_to_shape(self) -> Self:
+        check_aims(self.mode, self.max_step_ms, self.objective)
         return self
 
     @model_validator(mode="after")
@@ -134,12 +136,16 @@ def _limiting(replica_id: str, application: str, overrides: Sequence[ModeOverrid
     return next((override for override in found if override.max_step_ms is not None), None)
 
 
-def check_limit(mode: Mode | None, max_step_ms: float | None) -> None:
-    """Raise ValueError for a limit beside a mode that plans nothing, or beside none (an override that is taken back)."""
-    if max_step_ms is not None and (mode is None or mode.kind in {"off", "pin"}):
-        raise ValueError(
-            f"max_step_ms: {max_step_ms:g} with mode {mode or 'default'}, which plans nothing; allowed are auto and shadow"
-        )
+def check_aims(mode: Mode | None, max_step_ms: float | None, objective: Objective | None) -> None:
+    """Raise ValueError for a limit or an objective beside a mode that plans nothing, or beside none (an override that is taken
+    back)."""
+    if mode is not None and mode.kind not in {"off", "pin"}:
+        return
+    plans_nothing = f"with mode {mode or 'default'}, which plans nothing; allowed are auto and shadow"
+    if max_step_ms is not None:
+        raise ValueError(f"max_step_ms: {max_step_ms:g} {plans_nothing}")
+    if objective is not None:
+        raise ValueError(f"objective: {objective} {plans_nothing}")
 
 
 def check_pin(mode: Mode, maxima: Iterable[int]) -> None:
@@ -166,17 +172,19 @@ def fleet_override(overrides: Sequence[ModeOverride], now_s: float) -> ModeOverr
     return next((override for override in overrides if override.scope == "fleet" and override.is_live(now_s)), None)
 
 
-def with_planner(settings: OperatorSettings, overrides: Sequence[ModeOverride], now_s: float) -> OperatorSettings:
-    """The settings with the planner that decides now: the one set by hand while that holds, else their own.
+def with_overrides(settings: OperatorSettings, overrides: Sequence[ModeOverride], now_s: float) -> OperatorSettings:
+    """The settings with the planner that decides now and its objective: those set by hand for the fleet while that holds, else
+    their own.
 
     >>> by_hand = ModeOverride(scope="fleet", mode=Mode.parse("auto"), planner="nightjar", expires_at_s=60.0)
-    >>> [with_planner(OperatorSettings(), [by_hand], now_s).planner for now_s in (59.0, 60.0)]
+    >>> [with_overrides(OperatorSettings(), [by_hand], now_s).planner for now_s in (59.0, 60.0)]
     ['nightjar', 'fleet']
     """
     override = fleet_override(overrides, now_s)
-    if override is None or override.planner in {None, settings.planner}:
+    if override is None:
         return settings
-    return settings.model_copy(update={"planner": override.planner})
+    settings = settings.with_objective(override.objective)
+    return settings if override.planner in {None, settings.planner} else settings.model_copy(update={"planner": override.planner})
 
 
 def limit_of(
@@ -196,6 +204,23 @@ def limit_of(
     else:
         return None
     return limit if settings.max_step_ms is None or limit.max_step_ms < settings.max_step_ms else None
+
+
+def objective_of(
+    replica_id: str, application: str, settings: OperatorSettings, overrides: Sequence[ModeOverride], now_s: float
+) -> tuple[Objective | None, bool]:
+    """The objective of a replica that is not the fleet's (None where it is), and whether it was set by hand and not for its
+    application in the settings.
+
+    >>> settings = OperatorSettings(objective_per_application={"jobs": "throughput"})
+    >>> by_hand = ModeOverride(scope="replica", name="r2", mode=Mode.parse("auto"), objective="latency")
+    >>> objective_of("r1", "jobs", settings, [by_hand], 0.0), objective_of("r2", "jobs", settings, [by_hand], 0.0)
+    (('throughput', False), (None, False))
+    """
+    found = _concerning(replica_id, application, overrides, now_s)
+    by_hand = next((override.objective for override in found if override.objective is not None), None)
+    wanted = by_hand or settings.objective_per_application.get(application)
+    return (None, False) if wanted in {None, settings.objective} else (wanted, by_hand is not None)
 
 
 def _concerning(replica_id: str, application: str, overrides: Sequence[ModeOverride], now_s: float) -> Iterator[ModeOverride]:

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from nightjar.policy.evidence.cells import Cell
-from nightjar.policy.operator.overrides import ModeOverride, effective_mode
+from nightjar.policy.operator.overrides import ModeOverride, effective_mode, with_overrides
 from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.base import told_arms
 from nightjar.policy.planners.estimates import ToldGain
@@ -63,7 +63,7 @@ def explain(
     answer = next(statement for statement in found if statement.decides)
     estimate = group.variant(replica).estimate
     first, last = bucket_range(bucket, report.group.max_num_seqs)
-    planner = group.planner or settings.planner
+    planner, of_fleet = group.planner or settings.planner, with_overrides(settings, overrides, now_s).objective
     return Explanation(
         replica_id=replica_id,
         application=report.application,
@@ -75,7 +75,7 @@ def explain(
         decided_by=answer.who,
         mode=report.local_mode or mode,
         planner=planner,
-        objective=(replica.objective or settings.objective) if planner in LEARNING_PLANNERS else "",
+        objective=(replica.objective or of_fleet) if planner in LEARNING_PLANNERS else "",
         decode_batch_size=batch,
         first_batch_size=first,
         last_batch_size=last,

@@ -30,6 +30,7 @@ PlannerName = Literal["off", "fixed", "schedule", "nightjar", "fleet"]
 """Of those in policy/planners/__init__.py, which has what each does."""
 PLANNER_NAMES: Final[tuple[PlannerName, ...]] = get_args(PlannerName)
 Objective = Literal["latency", "throughput"]
+OBJECTIVES: Final[tuple[Objective, ...]] = get_args(Objective)
 ScheduleRow = tuple[int, int, int]
 """First batch, last batch, K."""
 MaxStepMs = Annotated[float, Field(gt=0.0, le=600_000.0)]

@@ -31,7 +31,8 @@ def in_utc(time_s: float) -> str:
 
 
 class OverrideStatus(Record):
-    """A mode somebody set by hand, with its limit of a step, its planner, and how long it still holds (None: until taken back).
+    """A mode somebody set by hand, with its limit of a step, its objective, its planner, and how long it still holds (None: until
+    taken back).
 
     `carried_from` is the address of the policy of the cluster before, where it was set there.
     """
@@ -40,6 +41,7 @@ class OverrideStatus(Record):
     name: str = ""
     mode: Mode
     max_step_ms: float | None = None
+    objective: str | None = None
     planner: str | None = None
     reason: str = ""
     carried_from: str = ""

@@ -148,6 +148,13 @@ def test_mode_sends_a_limit_of_a_step_where_one_is_given(serve: Callable[[Handle
     assert json.loads(requests[0].content)["max_step_ms"] == 40.0
 
 
+def test_mode_sends_an_objective_where_one_is_given(serve: Callable[[Handler], list[httpx.Request]]) -> None:
+    requests = serve(override_answer)
+    done = call("mode", "auto", "--application", "jobs", "--objective", "throughput", "--for", "8h")
+    assert "application jobs: mode auto, objective throughput for 8h" in done.stdout
+    assert json.loads(requests[0].content)["objective"] == "throughput"
+
+
 def test_mode_sends_a_planner_and_a_reset_where_they_are_given(serve: Callable[[Handler], list[httpx.Request]]) -> None:
     requests = serve(override_answer)
     done = call("mode", "auto", "--planner", "nightjar", "--learned", "reset")

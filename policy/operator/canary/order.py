@@ -1,4 +1,4 @@
-"""What an operator wants tried, and by whom: a mode, a limit of a step or settings, for a share of the replicas.
+"""What an operator wants tried, and by whom: a mode, a limit of a step, an objective or settings, for a share of the replicas.
 
 Which replicas is read from their ids alone, so that a restarted policy, the simulator and a replay choose the same ones, and a
 replica that comes or goes moves at most one other. Fails closed: without both a canary and a control in its group a replica is
@@ -15,7 +15,7 @@ from pydantic import Field
 
 from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.operator import MaxStepMs, OperatorSettings
+from nightjar.policy.wire.operator import MaxStepMs, Objective, OperatorSettings
 from nightjar.policy.wire.record import Reason, Record
 
 CANARY_SETTINGS: Final = (
@@ -39,6 +39,7 @@ class CanaryOrder(Record):
 
     mode: Mode | None = None
     max_step_ms: MaxStepMs | None = None
+    objective: Objective | None = None
     settings: dict[str, float | int | str] = Field(default_factory=dict, max_length=len(CANARY_SETTINGS))
     share: Annotated[float, Field(gt=0.0, le=MAX_SHARE)] | None = None
     application: Annotated[str, Field(max_length=256)] = ""
@@ -55,8 +56,10 @@ class CanaryOrder(Record):
     def override(self, replica_id: str, mode: Mode) -> ModeOverride:
         """What one of its replicas runs whose mode is `mode` without it."""
         wanted = self.mode or mode
-        limit_ms = self.max_step_ms if wanted.kind in {"auto", "shadow"} else None
-        return ModeOverride(scope="replica", name=replica_id, mode=wanted, max_step_ms=limit_ms, reason="canary")
+        limit_ms, objective = (self.max_step_ms, self.objective) if wanted.kind in {"auto", "shadow"} else (None, None)
+        return ModeOverride(
+            scope="replica", name=replica_id, mode=wanted, max_step_ms=limit_ms, objective=objective, reason="canary"
+        )
 
     def settings_over(self, settings: OperatorSettings) -> OperatorSettings:
         """The settings of one of its replicas."""
@@ -70,7 +73,8 @@ class CanaryOrder(Record):
         """
         mode = f"mode {self.mode}" if self.mode is not None else ""
         limit = f"max_step_ms {self.max_step_ms:g}" if self.max_step_ms is not None else ""
-        return ", ".join(filter(None, (mode, limit, *(f"{name} {value}" for name, value in self.settings.items()))))
+        objective = f"objective {self.objective}" if self.objective is not None else ""
+        return ", ".join(filter(None, (mode, limit, objective, *(f"{name} {value}" for name, value in self.settings.items()))))
 
     def whom(self) -> str:
         """Who tries it, in words.

@@ -352,11 +352,11 @@ def test_a_seed_that_is_of_no_use_and_groups_that_wait_for_a_replica_are_shown()
     assert "imported, waiting for a replica: llama-8b-1a2b, qwen-3c4d" in text
 
 
-def test_an_override_is_told_with_its_limit_of_a_step() -> None:
+def test_an_override_is_told_with_its_limit_of_a_step_and_its_objective() -> None:
     (override,) = some_fleet().overrides
-    limited = override.model_copy(update={"mode": Mode.parse("auto"), "max_step_ms": 40.0})
+    limited = override.model_copy(update={"mode": Mode.parse("auto"), "max_step_ms": 40.0, "objective": "latency"})
     text = rendered(some_fleet().model_copy(update={"overrides": (limited,)}))
-    assert "override: application smollm2 -> auto, steps of up to 40 ms, for 1m30s more (too [hot])" in text
+    assert "override: application smollm2 -> auto, steps of up to 40 ms, objective latency, for 1m30s more (too [hot])" in text
 
 
 def test_what_was_carried_over_says_from_where_and_what_it_wins_over() -> None:

@@ -70,7 +70,7 @@ async def work_until(service: PolicyService, phase: str, *replicas: Working) -> 
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({}, "mode: missing; a canary tries a mode, max_step_ms or settings"),
+        ({}, "mode: missing; a canary tries a mode, max_step_ms, objective or settings"),
         ({"mode": "pin=3"}, "share: missing"),
         ({"mode": "fast", "share": 0.2}, "mode"),
         ({"mode": "pin=9", "share": 0.5}, "at most pin=5"),
@@ -138,12 +138,12 @@ async def test_a_winner_waits_for_the_operator_who_promotes_it() -> None:
 
 
 def test_what_a_promoted_canary_did_not_try_stays_as_it_is_by_hand() -> None:
-    order = CanaryOrder(max_step_ms=40.0, share=0.5, since_s=0.0, over=Mode.parse("shadow"))
+    order = CanaryOrder(max_step_ms=40.0, objective="throughput", share=0.5, since_s=0.0, over=Mode.parse("shadow"))
     fleet = replace(FleetState(), canary=Trial(order, phase="better"))
     by_hand = ModeOverride(scope="fleet", mode=Mode.parse("auto"), planner="fixed")
     settings = OperatorSettings(mode=Mode.parse("shadow"))
     assert promotion(fleet, settings, (by_hand,), 1.0) == {
-        "mode": "auto", "planner": "fixed", "max_step_ms": 40.0, "reason": "canary promoted",
+        "mode": "auto", "planner": "fixed", "max_step_ms": 40.0, "objective": "throughput", "reason": "canary promoted",
     }  # fmt: skip
     assert promotion(fleet, settings, (), 1.0)["mode"] == "shadow"
 

@@ -67,6 +67,8 @@ async def test_wrong_settings_keep_the_old_ones_and_name_the_field(values: objec
         ({"mode": "auto", "max_step_ms": 0}, "max_step_ms"),
         ({"mode": "pin=2", "max_step_ms": 40}, "max_step_ms: 40 with mode pin=2, which plans nothing; allowed are auto and shadow"),
         ({"mode": "default", "max_step_ms": 40}, "max_step_ms: 40 with mode default"),
+        ({"mode": "off", "objective": "throughput"}, "objective: throughput with mode off, which plans nothing"),
+        ({"mode": "auto", "objective": "speed"}, "objective: Input should be 'latency' or 'throughput'"),
         (
             {"mode": "off", "planner": "nightjar"},
             "planner: nightjar with mode off, which plans nothing; allowed are auto and shadow",

@@ -12,7 +12,10 @@ from nightjar.cluster.storage.plain_values import packed, restored, unpacked
 from nightjar.policy.evidence.cells import Cell, CellEvidence
 from nightjar.policy.evidence.mixed_steps import MixedShare
 from nightjar.policy.evidence.waits import Waits
+from nightjar.policy.operator.canary.order import CanaryOrder, arms_of
+from nightjar.policy.operator.canary.trial import begin
 from nightjar.policy.operator.freeze import Freeze, HeldPlan
+from nightjar.policy.operator.overrides import ModeOverride, objective_of
 from nightjar.policy.persistent_map import PersistentMap
 from nightjar.policy.planners.base import GroupPlan
 from nightjar.policy.planners.estimates import REFRESH_S
@@ -29,13 +32,13 @@ WAITS = Waits(looks=100.0, busy=60.0, decoding=60.0, beside_prefill=55.0, waitin
 BATCH_JOBS = AUTO.model_copy(update={"objective_per_application": {"jobs": "throughput"}})
 
 
-def crowded(settings: OperatorSettings) -> Fleet:
+def crowded(settings: OperatorSettings, overrides: tuple[ModeOverride, ...] = ()) -> Fleet:
     """Replicas of two applications that learned their step times, and in whose steps prompts are computed from then on: drafts cost
     so much there that the most tokens per second come without."""
     applications = ("chat", "jobs")
     made = Fleet([Replica(f"{name}-{number}", BATCH, application=name) for name in applications for number in (1, 2, 3)])
     made.run(15.0)
-    made.settings = settings
+    made.settings, made.overrides = settings, overrides
     bucket = batch_bucket(BATCH)
     cells = {
         Cell(bucket, length, prefill=True): CellEvidence(
@@ -83,6 +86,57 @@ def test_explain_says_for_which_objective_and_what_the_other_would_run(seen: Fle
     assert "K=5 saves most of the time of all requests" in chat.summary
     assert "objective throughput would run off" in chat.summary
     assert "objective latency would run K=5" in jobs.summary
+
+
+JOBS_BY_HAND = ModeOverride(
+    scope="application", name="jobs", mode=Mode.parse("auto"), objective="throughput", expires_at_s=1000.0, reason="night"
+)
+
+
+def test_an_objective_by_hand_holds_for_its_application_until_it_expires() -> None:
+    seen = crowded(AUTO, (JOBS_BY_HAND,))
+    assert (runs(seen, "chat-1"), runs(seen, "jobs-1")) == (5, 0)
+    assert "objective throughput by hand" in in_words(seen.decisions["jobs-1"].causes)
+    assert explain(seen.state, seen.decisions, seen.settings, seen.overrides, "jobs-1", seen.now_s).objective == "throughput"
+    seen.overrides = (JOBS_BY_HAND.model_copy(update={"expires_at_s": seen.now_s}),)
+    later(seen)
+    assert (runs(seen, "chat-1"), runs(seen, "jobs-1")) == (5, 5)
+
+
+def test_an_objective_by_hand_for_the_fleet_makes_its_plan_and_explain_says_so() -> None:
+    by_hand = ModeOverride(scope="fleet", mode=Mode.parse("auto"), objective="throughput")
+    seen = crowded(AUTO, (by_hand,))
+    (group,) = seen.state.groups.values()
+    assert group.apart == {}
+    assert {runs(seen, name) for name in ("chat-1", "jobs-1")} == {0}
+    assert explain(seen.state, seen.decisions, seen.settings, seen.overrides, "chat-1", seen.now_s).objective == "throughput"
+
+
+def test_of_what_is_said_of_a_replicas_objective_the_most_specific_holds_and_by_hand_wins_over_settings() -> None:
+    fleet = ModeOverride(scope="fleet", mode=Mode.parse("auto"), objective="latency")
+    replica = ModeOverride(scope="replica", name="r1", mode=Mode.parse("auto"), objective="throughput")
+    assert objective_of("r1", "jobs", AUTO, (fleet, replica), 0.0) == ("throughput", True)
+    assert objective_of("r2", "jobs", BATCH_JOBS, (fleet,), 0.0) == (None, False)
+    assert objective_of("r2", "jobs", BATCH_JOBS, (), 0.0) == ("throughput", False)
+
+
+@pytest.mark.parametrize("mode", ["off", "pin=3"])
+def test_an_objective_beside_a_mode_that_plans_nothing_is_refused(mode: str) -> None:
+    with pytest.raises(
+        ValidationError, match=f"objective: latency with mode {mode}, which plans nothing; allowed are auto and shadow"
+    ):
+        ModeOverride(scope="fleet", mode=Mode.parse(mode), objective="latency")
+
+
+def test_a_canary_tries_an_objective_against_the_groups() -> None:
+    order = CanaryOrder(objective="throughput", share=0.34, application="jobs", since_s=0.0, over=Mode.parse("auto"))
+    seen = crowded(AUTO)
+    applications = {name: replica.report.application for name, replica in seen.state.replicas.items()}
+    seen.state = replace(seen.state, canary=replace(begin(order, seen.now_s), phase="trial"))
+    later(seen)
+    (tries,) = arms_of(order, applications).canary
+    assert {name: runs(seen, name) for name in applications} == {name: 0 if name == tries else 5 for name in applications}
+    assert order.what() == "objective throughput"
 
 
 def test_a_planner_that_learns_nothing_has_no_objective() -> None:
