@@ -7,7 +7,7 @@ dwell and the kill switch act around it in the engine's step loop, so every plan
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from nightjar.policy.evidence.goodput import GoodputModel, goodput_model, step_l
 from nightjar.policy.evidence.mixed_steps import long_prefill, mixed_costs, mixed_seconds
 from nightjar.policy.evidence.step_time import predict_step_times, step_noise
 from nightjar.policy.evidence.waits import NO_WAITS, Waits
+from nightjar.policy.planners.latency import AskedLater
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range, buckets_up_to
 from nightjar.policy.wire.cause import Causes, Code, in_batches
 from nightjar.policy.wire.operator import Objective, OperatorSettings
@@ -32,7 +33,7 @@ class GroupPlan:
     whole, in the place of its rows.
 
     `mixed_rows` is K where drafts are expected to be verified beside prefill; empty where that is no other K. With `local` every
-    engine plans for itself instead, and there are no rows.
+    engine plans for itself instead, and there are no rows. `asked_later` is what `all_reasons` says of the other objective besides.
     """
 
     rows: tuple[TableRow, ...]
@@ -40,6 +41,7 @@ class GroupPlan:
     reasons: tuple[Causes, ...] = ()
     local: Local | None = None
     mixed_rows: tuple[TableRow, ...] = ()
+    asked_later: AskedLater | None = field(default=None, compare=False)
 
     def num_speculative_tokens(self, decode_batch_size: int) -> int:
         """K at a decode batch size, as in a `Table` of these rows."""
@@ -53,7 +55,15 @@ class GroupPlan:
     def causes(self, decode_batch_size: int) -> Causes:
         """Why the K at a decode batch size."""
         bucket = batch_bucket(decode_batch_size)
-        return self.reasons[bucket] if bucket < len(self.reasons) else self.summary
+        return self._all_of(bucket) if bucket < len(self.reasons) else self.summary
+
+    @property
+    def all_reasons(self) -> tuple[Causes, ...]:
+        """The reasons, bucket by bucket, and what the other objective would run."""
+        return tuple(map(self._all_of, range(len(self.reasons))))
+
+    def _all_of(self, bucket: int) -> Causes:
+        return self.reasons[bucket] if self.asked_later is None else (*self.reasons[bucket], *self.asked_later.causes(bucket))
 
 
 def _of_rows(code: Code, rows: Sequence[TableRow]) -> Causes:

@@ -179,7 +179,7 @@ def within(view: GroupView, estimate: Estimate, max_step_ms: float, last: GroupP
     chosen = LEARNING_PLANNERS[view.settings.planner].plan(view.with_plan(runs), model)
     arms = np.where(keeps, planned, present_arms(view.with_plan(chosen)))
     mixed_arms = np.where(keeps, planned_mixed, present_mixed_arms(view.with_plan(chosen)))
-    planned_reasons = estimate.plan.reasons or (estimate.plan.summary,) * len(keeps)  # a plan held by a freeze has no others
-    pairs = zip(keeps, planned_reasons, chosen.reasons, strict=True)
+    planned_reasons = estimate.plan.all_reasons or (estimate.plan.summary,) * len(keeps)  # a plan held by a freeze has no others
+    pairs = zip(keeps, planned_reasons, chosen.all_reasons, strict=True)
     reasons = tuple(own if is_kept else limited for is_kept, own, limited in pairs)
     return replace(estimate, plan=plan_of(view, arms, mixed_arms, reasons), goodput_model=model)

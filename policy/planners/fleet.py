@@ -13,6 +13,7 @@ On a handful of steps the plan does not change at all.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from nightjar.policy.evidence.cells import Cell
 from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.planners.base import GroupPlan, GroupView, only_length, plan_of, present_arms, present_mixed_arms
-from nightjar.policy.planners.latency import ArmPair, choose_for_latency
+from nightjar.policy.planners.latency import ArmPair, AskedLater, choose_for_latency, other_objective
 from nightjar.policy.wire.batch_buckets import bucket_range
 from nightjar.policy.wire.cause import Cause, Causes, Code, because, in_batches
 
@@ -46,28 +47,35 @@ def fleet_plan(view: GroupView, model: GoodputModel) -> GroupPlan:
     margin = view.settings.switch_margin
     chosen = choose_cold(model, present.pure, view) if is_cold else choose(model, present.pure, margin)
     most_tokens = ArmPair(chosen, choose_mixed(model, chosen, *present))
-    least_time = most_tokens
-    if not is_cold and only_length(view.evidence, view.arms) is None:
-        sleeps = view.drafter_sleeps
-        least_time = choose_for_latency(model, view.evidence, view.waits, present, drafter_sleeps=sleeps) or most_tokens
-    return _planned(view, model, most_tokens, least_time)
+    may_differ = not (is_cold or view.waits.is_nobody) and only_length(view.evidence, view.arms) is None
+    sleeps = view.drafter_sleeps
+    if may_differ and view.settings.objective == "latency":
+        least_time = choose_for_latency(model, view.evidence, view.waits, present, drafter_sleeps=sleeps)
+        return _planned(view, model, least_time or most_tokens, most_tokens)
+    plan = _planned(view, model, most_tokens, most_tokens)
+    if not may_differ:
+        return plan
+    evidence = replace(view.evidence, cells={}, mixed_cells={})
+    return replace(plan, asked_later=AskedLater(replace(model, evidence=None), evidence, view.waits, present, most_tokens, sleeps))
 
 
-def _planned(view: GroupView, model: GoodputModel, most_tokens: ArmPair, least_time: ArmPair) -> GroupPlan:
-    """The plan of the objective's arms; where those of the other objective are others, the reasons name these as well."""
+def _planned(view: GroupView, model: GoodputModel, runs: ArmPair, most_tokens: ArmPair) -> GroupPlan:
+    """The plan of the arms that run; where those with most tokens are others, the reasons name these as well."""
     best = np.argmax(np.where(model.allowed, model.log_goodput, -np.inf), axis=1)
-    is_latency = view.settings.objective == "latency"
-    runs, other = (least_time, most_tokens) if is_latency else (most_tokens, least_time)
-    differ = (runs.pure != other.pure) | (runs.mixed != other.mixed)
+    differ = (runs.pure != most_tokens.pure) | (runs.mixed != most_tokens.mixed)
     reasons = tuple(
         (
             in_batches(Code.AT_BATCH, *bucket_range(bucket, view.key.max_num_seqs)),
             _least_time(view, model.arms[runs.pure[bucket]])
-            if differ[bucket] and is_latency
+            if differ[bucket]
             else _reason(view, model, bucket, int(runs.pure[bucket]), int(best[bucket])),
             *_limit(model, bucket),
             *_mixed(model, int(runs.pure[bucket]), int(runs.mixed[bucket])),
-            *(_other(view, model, int(other.pure[bucket]), int(other.mixed[bucket])) if differ[bucket] else ()),
+            *(
+                other_objective(model, "throughput", int(most_tokens.pure[bucket]), int(most_tokens.mixed[bucket]))
+                if differ[bucket]
+                else ()
+            ),
         )
         for bucket in view.buckets
     )
@@ -165,12 +173,6 @@ def _least_time(view: GroupView, length: int) -> Cause:
     waits = view.waits
     numbers = {"waiting": waits.mean_waiting, "prefilling": waits.mean_prefilling, "beside_prefill": waits.share_beside_prefill}
     return because(Code.LEAST_TIME, num_speculative_tokens=length, **numbers)
-
-
-def _other(view: GroupView, model: GoodputModel, pure: int, mixed: int) -> Causes:
-    """What the other objective would run."""
-    text = "throughput" if view.settings.objective == "latency" else "latency"
-    return (because(Code.OTHER_OBJECTIVE, text, num_speculative_tokens=model.arms[pure], beside_prefill=model.arms[mixed]),)
 
 
 def _goodput(view: GroupView, model: GoodputModel, bucket: int, length: int) -> dict[str, float | None]:

@@ -93,7 +93,7 @@ def of_plan(group: GroupState) -> Causes:
         return ()
     if plan.reasons and only is not None:
         return (*plan.summary, because(Code.BY_THE_ODDS, only=only))
-    return tuple(cause for causes in plan.reasons for cause in causes) or plan.summary
+    return tuple(cause for causes in plan.all_reasons for cause in causes) or plan.summary
 
 
 def beside_plan(group: GroupState) -> Causes:

@@ -12,7 +12,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.policy.evidence.waits import NO_WAITS, Waits
+from nightjar.policy.planners import latency
 from nightjar.policy.planners.base import GroupPlan, GroupView
 from nightjar.policy.planners.fleet import fleet_plan
-from nightjar.policy.planners.latency import MARGIN, ArmPair, _best, saved_request_seconds, tokens_until_the_end
+from nightjar.policy.planners.latency import (
+    MARGIN,
+    ArmPair,
+    _best,
+    choose_for_latency,
+    saved_request_seconds,
+    tokens_until_the_end,
+)
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES
+from nightjar.policy.wire.cause import Code
 from nightjar.policy.wire.operator import Objective
 from nightjar.policy.wire.settings import length_at
 from nightjar.policy.words import in_words, speculation
@@ -284,6 +293,23 @@ def test_the_reason_says_what_the_other_objective_would_run_where_that_differs(o
     assert ("saves most of the time of all requests (1.0 wait, 1.0 in prefill" in words) is (objective == "latency")
     quiet = in_words(plan_for(view_of(NO_WAITS, objective)).causes(batch))
     assert "objective" not in quiet
+
+
+def test_what_latency_would_run_is_worked_out_once_and_where_somebody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def counted(*what: Any, **how: Any) -> ArmPair | None:
+        asked.append(what)
+        return choose_for_latency(*what, **how)
+
+    monkeypatch.setattr(latency, "choose_for_latency", counted)
+    plan = plan_for(view_of(BESIDE_PREFILL, "throughput"))
+    assert not asked
+    its = plan_for(view_of(BESIDE_PREFILL))
+    for bucket, reasons in enumerate(plan.all_reasons):
+        would_run = [one.numbers["num_speculative_tokens"] for one in reasons if one.code is Code.OTHER_OBJECTIVE]
+        assert would_run in ([], [its.num_speculative_tokens(FIRST_BATCH_SIZES[bucket])])
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("answer_tokens", [1, 2, 9, 24, 200])
