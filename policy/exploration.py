@@ -209,8 +209,7 @@ def deal(
     busy = _busy_replicas(view, by_bucket)
     saved_for: set[bool] = set()
     for cell, _, gain_tokens_per_s, cost_of_steps_tokens in ranked:
-        known = view.evidence.cells.get(cell)
-        measured_at_s = known.measured_at_s if known is not None else -math.inf
+        measured_at_s = _measured_at_s(view, cell)
         round_ = rounds.get(cell, Round(0, -math.inf))
         if not round_.may_ask(view.now_s, measured_at_s, busy[cell.batch_bucket]):
             continue
@@ -241,12 +240,21 @@ def measuring(segments: Sequence[ExplorationSegment]) -> Causes:
     )
 
 
+def _measured_at_s(view: GroupView, cell: Cell) -> float:
+    """When a cell was last heard of. Steps with prefill have no age: a K that was measured in such counts as heard."""
+    if cell.prefill:
+        return math.inf if view.is_measured_beside_prefill(cell.num_speculative_tokens) else -math.inf
+    known = view.evidence.cells.get(cell)
+    return known.measured_at_s if known is not None else -math.inf
+
+
 def _busy_replicas(view: GroupView, by_bucket: Mapping[int, Sequence[str]]) -> dict[int, float]:
     """By bucket with replicas in it now, how many are there on average: the present ones shared out as the group's past was."""
     seconds: dict[int, float] = dict.fromkeys(by_bucket, 0.0)
     whole = 0.0
-    for (bucket, _, _), known in view.evidence.cells.items():
-        spent = known.steps * known.step_seconds
+    mixed = view.evidence.mixed_cells if view.evidence.is_mostly_mixed else {}
+    for (bucket, _, prefill), known in (*view.evidence.cells.items(), *mixed.items()):
+        spent = known.seconds if prefill else known.steps * known.step_seconds
         whole += spent
         if bucket in seconds:
             seconds[bucket] += spent
@@ -301,9 +309,9 @@ def _askable(
 def _segment(segment_id: int, cell: Cell, view: GroupView) -> ExplorationSegment:
     """The measurement as the engine gets it. A group that has seen but one K fills up in its first seconds, and its drafters fall
     behind as soon as its first plan says off: there a segment runs at whatever batch comes, four times fuller at most."""
-    bucket, k, _ = cell
+    bucket, k, beside_prefill = cell
     first, last = bucket_range(bucket, view.key.max_num_seqs)
-    if len({seen.num_speculative_tokens for seen in view.evidence.cells}) < 2:
+    if len(view.evidence.lengths) < 2:
         first, last = 1, min(4 * last, view.key.max_num_seqs)
     return ExplorationSegment(
         segment_id=segment_id,
@@ -312,4 +320,5 @@ def _segment(segment_id: int, cell: Cell, view: GroupView) -> ExplorationSegment
         num_speculative_tokens=k,
         clean_steps=view.settings.calibration_clean_steps,
         time_to_live_s=TIME_TO_LIVE_S,
+        beside_prefill=beside_prefill,
     )

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from nightjar.policy.evidence.catch_up import NewRestarts
+from nightjar.policy.evidence.cells import MOSTLY_MIXED
 from nightjar.policy.evidence.contributions import NewEvidence
 from nightjar.policy.evidence.counting import CountedEngine, ImplausibleCountersError, NewSteps, count
 from nightjar.policy.evidence.gained import Spent, Under
@@ -190,20 +191,24 @@ def _counted(
     rate = replica.generated_tokens_per_s
     if SHORTEST_RATE_PERIOD_S <= elapsed_s < float("inf"):
         rate = new.generated_tokens / elapsed_s
+    mixed_share = replica.mixed_share.after(
+        sum(one.steps for cell, one in new.cells.items() if cell.prefill),
+        new.prefill_tokens,
+        new.generated_tokens,
+        new.first_tokens,
+        sum(one.steps for one in new.cells.values()),
+        elapsed_s,
+    )
+    is_mostly_mixed = mixed_share.of_steps > MOSTLY_MIXED  # pure decode steps are too few to tell how drafts are accepted
+    acceptance = new.acceptance.sum(new.mixed_acceptance) if is_mostly_mixed else new.acceptance
     return replace(
         replica,
         counted=counted,
         counted_at_s=now_s,
-        new_evidence=replica.new_evidence.plus(new.cells, new.acceptance, half_life_steps, now_s)
+        new_evidence=replica.new_evidence.plus(new.cells, acceptance, half_life_steps, now_s)
         if new.cells
         else replica.new_evidence,
         generated_tokens_per_s=rate,
-        mixed_share=replica.mixed_share.after(
-            sum(one.steps for cell, one in new.cells.items() if cell.prefill),
-            new.prefill_tokens,
-            new.generated_tokens,
-            new.first_tokens,
-            elapsed_s,
-        ),
+        mixed_share=mixed_share,
         new_restarts=replica.new_restarts.plus(new.restarts),
     )

@@ -15,7 +15,7 @@ from typing import Final
 from nightjar.policy.evidence.catch_up import CatchUpCost
 from nightjar.policy.evidence.cells import Evidence
 from nightjar.policy.evidence.contributions import Contributions, NewEvidence
-from nightjar.policy.evidence.mixed_steps import per_token
+from nightjar.policy.evidence.mixed_steps import per_token, share_of_steps
 from nightjar.policy.evidence.pooling import Slopes, pooled, with_effects, without
 from nightjar.policy.evidence.robust import LEAST_REPLICAS
 from nightjar.policy.evidence.waits import waits_of_group
@@ -124,9 +124,14 @@ def _looked(
     """The group with what its members reported since the last tick, what is known of it now, and members without that news."""
     before = group.evidence if group.decided_at_s is not None else _heard_at(group.evidence, now_s)
     group, evidence = _learned(group, before, members, settings.evidence_half_life_steps, now_s)
-    mixed_steps, prefill_tokens, answers = per_token(replica.mixed_share for replica in members.values())
+    shares = [replica.mixed_share for replica in members.values()]
+    mixed_steps, prefill_tokens, answers = per_token(shares)
     evidence = replace(
-        evidence, mixed_steps_per_token=mixed_steps, prefill_tokens_per_token=prefill_tokens, answers_per_token=answers
+        evidence,
+        mixed_steps_per_token=mixed_steps,
+        prefill_tokens_per_token=prefill_tokens,
+        answers_per_token=answers,
+        mixed_share_of_steps=share_of_steps(shares),
     )
     changed = {
         replica_id: replace(replica, new_evidence=NewEvidence())

@@ -39,6 +39,8 @@ STEP_VARIANCE: Final = 0.05**2
 """Of the logarithm of one clean step's time, where a cell has too few steps to tell: engines show 2 to 10 %."""
 DRIFT_VARIANCE_PER_SECOND: Final = 0.03**2 / 600.0
 """How fast a true step time wanders: 3 % in ten minutes (contexts grow, cards throttle, neighbours come and go)."""
+MOSTLY_MIXED: Final = 0.5
+"""Share of the steps of an engine's cells that have prefill, above which its plan is about these: clean steps are too few."""
 MOST_DRIFT_VARIANCE: Final = 0.1**2
 """However old a measurement is, it says more than none: the shape of an engine's step times hardly changes over night."""
 
@@ -141,7 +143,8 @@ class Evidence:
     """Everything a group knows: of cells without prefill, `cells`, and of those with, `mixed_cells`. Neither is changed in place.
 
     `mixed_steps_per_token`, `prefill_tokens_per_token` and `answers_per_token`: what comes with each generated token, as replicas
-    report of late: steps with prefill beside decode rows, prompt tokens, and answers.
+    report of late: steps with prefill beside decode rows, prompt tokens, and answers. `mixed_share_of_steps`: of the steps that
+    their cells count, those with prefill.
     """
 
     cells: Mapping[Cell, CellEvidence] = field(default_factory=dict)
@@ -150,6 +153,18 @@ class Evidence:
     mixed_steps_per_token: float = 0.0
     prefill_tokens_per_token: float = 0.0
     answers_per_token: float = 0.0
+    mixed_share_of_steps: float = 0.0
+
+    @property
+    def is_mostly_mixed(self) -> bool:
+        """Whether most steps that can be measured in most replicas have prefill: there measurements are of such steps as well."""
+        return self.mixed_share_of_steps > MOSTLY_MIXED
+
+    @property
+    def lengths(self) -> frozenset[int]:
+        """The K that ran, as far as plans go by it: in pure decode steps and, where most steps have prefill, in those."""
+        mixed = self.mixed_cells if self.is_mostly_mixed else ()
+        return frozenset(cell.num_speculative_tokens for cell in (*self.cells, *mixed))
 
     def of(self, cell: Cell) -> CellEvidence | None:
         """What is known of a cell of either kind."""
@@ -158,8 +173,8 @@ class Evidence:
     @property
     def only_length(self) -> int | None:
         """The one K that all of it is of; None where there are several, or none. Then nothing is known of any other K."""
-        lengths = {cell.num_speculative_tokens for cell in self.cells}
-        return lengths.pop() if len(lengths) == 1 else None
+        lengths = self.lengths
+        return next(iter(lengths)) if len(lengths) == 1 else None
 
     @property
     def is_censored(self) -> bool:
@@ -170,6 +185,12 @@ class Evidence:
         """Whether the cell's step time was measured in earnest."""
         cell = self.cells.get(Cell(bucket, num_speculative_tokens))
         return cell is not None and cell.steps >= MEASURED_SHARE * calibration_clean_steps
+
+    def is_measured_beside_prefill(self, num_speculative_tokens: int, calibration_clean_steps: int) -> bool:
+        """Whether K ran in as many steps with prefill as a measurement has, at any batch: their time is a sum over rows."""
+        mixed = self.mixed_cells.items()
+        steps = sum(known.steps for cell, known in mixed if cell.num_speculative_tokens == num_speculative_tokens)
+        return steps >= MEASURED_SHARE * calibration_clean_steps
 
     def decode_rows(self, bucket: int) -> float | None:
         """Mean rows of a step in the bucket, over all K: arms are compared at the same rows, or chance would favour the fuller.

@@ -89,10 +89,13 @@ class CountedEngine:
 
 @dataclass(frozen=True, slots=True)
 class NewSteps:
-    """What one report adds. `all_steps`, `busy_seconds` and `decode_rows` are of every step, clean or not."""
+    """What one report adds. `acceptance` is of clean steps, `mixed_acceptance` of those with prefill; `all_steps`, `busy_seconds`
+    and `decode_rows` are of every step, clean or not.
+    """
 
     cells: Mapping[Cell, CellEvidence]
     acceptance: AcceptanceEvidence
+    mixed_acceptance: AcceptanceEvidence
     generated_tokens: int
     prefill_tokens: int
     restarts: NewRestarts
@@ -110,7 +113,7 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
     before = baseline.cells or {}
     now: dict[Cell, CountedCell] = {}
     new_cells: dict[Cell, CellEvidence] = {}
-    acceptance = AcceptanceEvidence()
+    acceptance = mixed_acceptance = AcceptanceEvidence()
     seconds, steps = 0.0, 0
     for counted in counters.cells:
         cell = Cell(counted.batch_bucket, counted.num_speculative_tokens, counted.prefill)
@@ -122,8 +125,11 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
         added = _difference(now[cell], last)
         _check_cell(cell, added, group)
         new_cells[cell] = _evidence(cell, added, is_censored=group.adaptive_verification)
-        if not cell.prefill:
-            acceptance = acceptance.sum(AcceptanceEvidence(added.reached, added.accepted))
+        its_acceptance = AcceptanceEvidence(added.reached, added.accepted)
+        if cell.prefill:
+            mixed_acceptance = mixed_acceptance.sum(its_acceptance)
+        else:
+            acceptance = acceptance.sum(its_acceptance)
         seconds += added.step_seconds
         steps += added.steps
     if len(now) != len(counters.cells):
@@ -139,6 +145,7 @@ def count(counters: Counters, baseline: CountedEngine, elapsed_s: float, group: 
     new = NewSteps(
         new_cells,
         acceptance,
+        mixed_acceptance,
         max(generated_tokens - baseline.generated_tokens, 0),
         max(prefill_tokens - baseline.prefill_tokens, 0),
         restarts,
@@ -251,6 +258,7 @@ def _check_prefill(key: Cell, added: CountedCell, group: GroupKey) -> None:
         key,
         f"{added.draft_tokens} drafts verified, allowed are 0 to {most_drafts}",
     )
+    _check_positions(key, added)
 
 
 def _check_clean(key: Cell, added: CountedCell) -> None:

@@ -34,20 +34,28 @@ _RIDGE: Final = np.array([0.05, 0.01, 0.02, 0.05])
 
 class MixedShare(NamedTuple):
     """How much of one replica's work comes with prefill: decayed sums of its steps with prefill beside decode rows, of the prompt
-    tokens of all its steps, of its generated tokens, and of the answers that these began."""
+    tokens of all its steps, of its generated tokens, of the answers that these began, and of all steps that cells count."""
 
     steps: float = 0.0
     prefill_tokens: float = 0.0
     tokens: float = 0.0
     answers: float = 0.0
+    counted_steps: float = 0.0
 
-    def after(self, steps: float, prefill_tokens: float, tokens: float, answers: float, elapsed_s: float) -> MixedShare:
+    @property
+    def of_steps(self) -> float:
+        """Of the steps that cells count, those with prefill beside decode rows: the others are clean."""
+        return self.steps / self.counted_steps if self.counted_steps else 0.0
+
+    def after(
+        self, steps: float, prefill_tokens: float, tokens: float, answers: float, counted_steps: float, elapsed_s: float
+    ) -> MixedShare:
         """The sums `elapsed_s` later (infinite for an engine's first report, which forgets the ones before it).
 
-        >>> MixedShare(80.0, 8000.0, 4000.0, 100.0).after(2.0, 100.0, 300.0, 3.0, SHARE_HALF_LIFE_S)
-        MixedShare(steps=42.0, prefill_tokens=4100.0, tokens=2300.0, answers=53.0)
-        >>> MixedShare(30.0, 3000.0, 4000.0, 100.0).after(2.0, 100.0, 300.0, 3.0, SHARE_HALF_LIFE_S)
-        MixedShare(steps=32.0, prefill_tokens=3100.0, tokens=4300.0, answers=103.0)
+        >>> MixedShare(80.0, 8000.0, 4000.0, 100.0, 400.0).after(2.0, 100.0, 300.0, 3.0, 9.0, SHARE_HALF_LIFE_S)
+        MixedShare(steps=42.0, prefill_tokens=4100.0, tokens=2300.0, answers=53.0, counted_steps=209.0)
+        >>> MixedShare(30.0, 3000.0, 4000.0, 100.0, 40.0).after(2.0, 100.0, 300.0, 3.0, 9.0, SHARE_HALF_LIFE_S)
+        MixedShare(steps=32.0, prefill_tokens=3100.0, tokens=4300.0, answers=103.0, counted_steps=49.0)
         """
         left = 0.5 ** (elapsed_s / SHARE_HALF_LIFE_S)
         if math.isfinite(elapsed_s) and self.steps:
@@ -57,6 +65,7 @@ class MixedShare(NamedTuple):
             self.prefill_tokens * left + prefill_tokens,
             self.tokens * left + tokens,
             self.answers * left + answers,
+            self.counted_steps * left + counted_steps,
         )
 
 
@@ -71,6 +80,15 @@ def per_token(shares: Iterable[MixedShare]) -> tuple[float, float, float]:
         median(share.prefill_tokens / share.tokens for share in told),
         median(share.answers / share.tokens for share in told),
     )
+
+
+def share_of_steps(shares: Iterable[MixedShare]) -> float:
+    """Of the steps that cells count, those with prefill beside decode rows: the median replica's share; 0 without any.
+
+    >>> share_of_steps([MixedShare(steps=9.0, counted_steps=10.0), MixedShare(steps=1.0, counted_steps=4.0), MixedShare()])
+    0.575
+    """
+    return median([share.of_steps for share in shares if share.counted_steps] or [0.0])
 
 
 def mixed_costs(

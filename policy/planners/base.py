@@ -118,6 +118,10 @@ class GroupView:
         """Whether the group measured this cell in earnest."""
         return self.evidence.is_measured(bucket, num_speculative_tokens, self.settings.calibration_clean_steps)
 
+    def is_measured_beside_prefill(self, num_speculative_tokens: int) -> bool:
+        """Whether the group measured a K in steps with prefill in earnest."""
+        return self.evidence.is_measured_beside_prefill(num_speculative_tokens, self.settings.calibration_clean_steps)
+
     def goodput_model(self) -> GoodputModel:
         """Expected goodput of every arm in every bucket; half a millisecond, so ask once."""
         times = predict_step_times(self.evidence.cells, self.arms, self.buckets, self.key.max_num_seqs, self.now_s)

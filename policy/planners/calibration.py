@@ -62,8 +62,10 @@ class Measurement(NamedTuple):
 def measurements(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.int64]) -> dict[int, tuple[Measurement, ...]]:
     """By bucket what is worth measuring there beside the planned arm (an index), most worth for its cost first.
 
-    Nothing whose steps are expected to exceed the operator's limit: a few that do in spite of that are what tells.
+    Nothing whose steps are expected to exceed the operator's limit: a few that do in spite of that are what tells. Where most steps
+    have prefill these count as well, and each K is tried once that was never measured in such.
     """
+    is_mixed = view.evidence.is_mostly_mixed
     gain, deviation = model.gain(planned)
     deviation = np.maximum(deviation, _model_doubt(view, model, planned))
     margin = math.log1p(view.settings.switch_margin)
@@ -75,6 +77,8 @@ def measurements(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.i
             improvement[bucket, rival] = max(improvement[bucket, rival], STALE_IMPROVEMENT)
         for unseen in _unseen(view, model, bucket, int(arm), gain[bucket]):
             improvement[bucket, unseen] = max(improvement[bucket, unseen], min(STALE_IMPROVEMENT, max(most[bucket, unseen], 0.0)))
+    untried = [is_mixed and not view.is_measured_beside_prefill(length) for length in model.arms]
+    improvement[:, untried] = np.maximum(improvement[:, untried], STALE_IMPROVEMENT)
     improvement = np.where(model.may_be_tried, improvement, 0.0)
     for bucket, length, _ in view.resting:
         if length in model.arms:
@@ -87,13 +91,13 @@ def measurements(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.i
     for bucket in view.buckets:
         found = [
             Measurement(
-                Cell(bucket, arm),
+                Cell(bucket, arm, is_mixed),
                 float(improvement[bucket, index]),
                 float(gain_tokens_per_s[bucket, index]),
                 float(cost[bucket, index]),
             )
             for index, arm in enumerate(model.arms)
-            if index != planned[bucket] and improvement[bucket, index] > LEAST_IMPROVEMENT
+            if (index != planned[bucket] or untried[index]) and improvement[bucket, index] > LEAST_IMPROVEMENT
         ]
         if found:
             wanted[bucket] = tuple(sorted(found, key=lambda one: (-one.improvement / (one.cost_tokens + 1.0), one.cell)))
@@ -101,7 +105,10 @@ def measurements(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.i
 
 
 def _steps_per_clean_step(view: GroupView, model: GoodputModel) -> Floats:
-    """(buckets, arms): steps that a measurement holds its K for one that counts: neither it nor the one before it has prefill."""
+    """(buckets, arms): steps that a measurement holds its K for one that counts: neither it nor the one before it has prefill,
+    unless such steps count as well."""
+    if view.evidence.is_mostly_mixed:
+        return np.ones(model.log_goodput.shape)
     mixed = view.evidence.mixed_steps_per_token * model.rows[:, None] * model.tokens_per_row
     return np.asarray((1.0 - np.minimum(mixed, MOST_MIXED_SHARE)) ** -2.0)
 

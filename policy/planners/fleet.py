@@ -42,7 +42,7 @@ COLD_DEVIATIONS: Final = 0.5
 
 def fleet_plan(view: GroupView, model: GoodputModel) -> GroupPlan:
     """K by batch bucket, and a reason for each. `model` is `view.goodput_model()`, which the caller keeps."""
-    is_cold = all(cell.num_speculative_tokens for cell in view.evidence.cells)
+    is_cold = 0 not in view.evidence.lengths
     present = ArmPair(present_arms(view), present_mixed_arms(view))
     margin = view.settings.switch_margin
     chosen = choose_cold(model, present.pure, view) if is_cold else choose(model, present.pure, margin)

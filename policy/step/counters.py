@@ -203,12 +203,16 @@ class StepCounters:
         key = (batch_bucket(step.decode_rows), step.num_speculative_tokens, True)
         cell = self._cells.get(key)
         if cell is None:
-            cell = self._cells[key] = _Cell(*key, reached=[], accepted=[])
+            cell = self._cells[key] = _Cell(*key, reached=[0] * key[1], accepted=[0] * key[1])
         cell.steps += 1
         cell.step_microseconds += step.step_microseconds
         cell.decode_rows += step.decode_rows
         cell.prefill_tokens += step.prefill_tokens
         cell.draft_tokens += sum(step.reached) - step.undrafted_tokens
+        k = step.num_speculative_tokens
+        if len(step.reached) >= k and not any(step.reached[k:]):  # else the step verified the drafts of another K
+            cell.reached = list(map(add, cell.reached, step.reached))
+            cell.accepted = list(map(add, cell.accepted, step.accepted))
 
     def _count_catch_up(self, step: StepCount) -> None:
         """How much longer the step took than K=0 steps of its bucket of late; nothing where there were none."""

@@ -50,10 +50,14 @@ class Segments:
         entry = self._find(decode_batch_size)
         return entry.segment if entry else None
 
-    def count(self, decode_batch_size: int, num_speculative_tokens: int) -> None:
-        """Count one clean step for the segment that asked for it; the last one closes and finishes the segment."""
+    def count(self, decode_batch_size: int, num_speculative_tokens: int, *, has_prefill: bool = False) -> None:
+        """Count one clean step, or one with prefill, for the segment that asked for it; the last one closes and finishes it."""
+        if not self._open:
+            return
         entry = self._find(decode_batch_size)
         if entry is None or entry.segment.num_speculative_tokens != num_speculative_tokens:
+            return
+        if has_prefill and not entry.segment.beside_prefill:
             return
         entry.clean_steps_left -= 1
         if entry.clean_steps_left == 0:

@@ -220,6 +220,10 @@ class Steering:
         if step_seconds:
             self._off_guard.count(decode_batch_size, num_speculative_tokens, generated_tokens, step_seconds, now_s)
 
+    def count_prefill_step(self, decode_batch_size: int, num_speculative_tokens: int) -> None:
+        """Advance the exploration segment that asked for this K at this decode batch beside prefill, if there is one."""
+        self._segments.count(decode_batch_size, num_speculative_tokens, has_prefill=True)
+
     @property
     def guard_trips(self) -> int:
         """How often the guard found a batch bucket worse than off."""
@@ -281,10 +285,10 @@ class Steering:
     ) -> tuple[int, Code]:
         current = self._current or 0
         segment = self._segments.at(decode_batch_size, now_s)
-        if segment is not None and has_prefill and segment.num_speculative_tokens != current:
-            segment = None  # a step with prefill measures nothing, so it does not begin a measurement
         if segment is not None:
-            return segment.num_speculative_tokens, Code.SEGMENT
+            length = segment.num_speculative_tokens
+            if not has_prefill or length == current or segment.beside_prefill:  # else the step would begin what it cannot measure
+                return length, Code.SEGMENT
         size = min(decode_batch_size, self._max_num_seqs)
         pure, mixed = self._length_by_batch[size], self._mixed_length_by_batch[size]
         proposed, cause = (mixed, Code.BESIDE_PREFILL) if prefill_follows and mixed != pure else (pure, Code.PLAN)

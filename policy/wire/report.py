@@ -79,8 +79,8 @@ class CellCounters(Record):
     reached and not accepted. Prompt tokens and verified drafts are not counted.
 
     With prefill all steps count that computed prompt tokens besides their decode rows. K is what the step drafted, `draft_tokens`
-    are the drafts that it verified, which the step before had drafted. Logarithms, context, generated tokens and positions are not
-    counted.
+    are the drafts that it verified, which the step before had drafted; positions are counted where these were at most K for each
+    row. Logarithms, context and generated tokens are not counted.
     """
 
     batch_bucket: Annotated[int, Field(ge=0, lt=64)]

@@ -61,7 +61,8 @@ class TableRow(Record):
 class ExplorationSegment(Record):
     """Hold one K for a number of clean steps while the decode batch lies in a range: one measurement.
 
-    The replica obeys once, counts down only clean steps in the range, and drops the segment `time_to_live_s` after it arrived.
+    The replica obeys once, counts down only clean steps in the range, and drops the segment `time_to_live_s` after it arrived. If
+    it is `beside_prefill`, steps with prefill beside their decode rows begin it and count as well.
     """
 
     segment_id: Annotated[int, Field(ge=1, lt=1 << 53)]
@@ -70,6 +71,7 @@ class ExplorationSegment(Record):
     num_speculative_tokens: NumSpeculativeTokens
     clean_steps: Annotated[int, Field(ge=1, le=10_000)]
     time_to_live_s: Seconds
+    beside_prefill: bool = False
 
 
 class OffStep(Record):

@@ -397,6 +397,8 @@ class StepLoop:
             self.drafting.life.after_step(note.order, verified.reached, accepted, output_s)
         if clean:
             self.steering.count_clean_step(decode_rows, k, generated_tokens, step_microseconds / 1e6, output_s)
+        elif prefill_tokens and step_microseconds and not recomputed_tokens:
+            self.steering.count_prefill_step(decode_rows, k)
         if self.steering.plans_locally and step_microseconds and not prefill_tokens and not recomputed_tokens:
             self.steering.learn(
                 StepOutcome(

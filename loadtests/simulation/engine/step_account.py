@@ -131,6 +131,8 @@ class StepAccount:
         )
         if clean:
             steering.count_clean_step(decode_rows, drafted, generated_tokens, seconds, now_s)
+        elif prefill_tokens and step_microseconds and not catch_up_tokens:
+            steering.count_prefill_step(decode_rows, drafted)
         if is_pure and decode_rows:
             if step_microseconds and steering.plans_locally:
                 steering.learn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -173,7 +174,48 @@ def test_steps_with_prefill_are_counted_by_bucket_and_length_and_clean_ones_are_
         decode_rows=6,
         prefill_tokens=100,
         draft_tokens=6,
+        reached=(6,),
+        accepted=(2,),
     )
+
+
+def test_positions_beside_prefill_are_counted_where_no_row_verified_more_than_k_drafts() -> None:
+    counters = StepCounters()
+    for length, reached, accepted in ((3, [2, 2, 2, 0, 0], [2, 1, 0, 0, 0]), (3, [2, 0, 0, 0, 0], [1, 0, 0, 0, 0]), (0, [2], [1])):
+        counters.count(StepCount(length, 2, 30, 64, 4, reached, accepted, 20_000, False, False))
+    off, drafts = counters.snapshot("engine").cells
+    assert (off.reached, off.accepted, off.draft_tokens) == ((), (), 2)
+    assert (drafts.reached, drafts.accepted, drafts.draft_tokens) == ((4, 2, 2), (3, 1, 0), 8)
+
+
+@pytest.mark.parametrize(("clean_steps", "known"), [(5, (0.6, 0.3)), (10, ())])
+def test_acceptance_is_learned_beside_prefill_where_most_steps_have_it(clean_steps: int, known: tuple[float, ...]) -> None:
+    clean = CellCounters(
+        batch_bucket=1,
+        num_speculative_tokens=0,
+        steps=clean_steps,
+        step_seconds=0.02 * clean_steps,
+        log_step_seconds=clean_steps * math.log(0.02),
+        decode_rows=2 * clean_steps,
+    )
+    mixed = CellCounters(
+        batch_bucket=1,
+        num_speculative_tokens=2,
+        prefill=True,
+        steps=10,
+        step_seconds=0.5,
+        decode_rows=20,
+        prefill_tokens=900,
+        draft_tokens=40,
+        reached=(20, 20),
+        accepted=(12, 6),
+    )
+    counters = Counters(engine_id="engine-1", step_count=20, cells=(clean, mixed))
+    report = Replica("a", batch=2).report()
+    report = report.model_copy(update={"snapshot": report.snapshot.model_copy(update={"counters": counters})})
+    state, ignored = observe(FleetState(), report, 0.0, AUTO)
+    assert ignored == ""
+    assert state.replicas["a"].new_evidence.acceptance.measured() == pytest.approx(known)
 
 
 def test_the_share_of_a_group_is_its_median_replicas() -> None:

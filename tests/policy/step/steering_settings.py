@@ -31,7 +31,14 @@ def table(*rows: tuple[int, int, int], segments: Sequence[ExplorationSegment] = 
 
 
 def segment(
-    segment_id: int, length: int, *, first: int = 1, last: int = 4, clean_steps: int = 3, time_to_live_s: float = 100.0
+    segment_id: int,
+    length: int,
+    *,
+    first: int = 1,
+    last: int = 4,
+    clean_steps: int = 3,
+    time_to_live_s: float = 100.0,
+    beside_prefill: bool = False,
 ) -> ExplorationSegment:
     return ExplorationSegment(
         segment_id=segment_id,
@@ -40,6 +47,7 @@ def segment(
         num_speculative_tokens=length,
         clean_steps=clean_steps,
         time_to_live_s=time_to_live_s,
+        beside_prefill=beside_prefill,
     )
 
 

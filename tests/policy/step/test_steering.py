@@ -317,6 +317,42 @@ def test_a_step_with_prefill_does_not_begin_a_segment() -> None:
     assert run(steering, [(10, False), (2, True), (2, False)]) == [1, 1, 0]
 
 
+@given(st.integers(1, 10), st.lists(st.booleans(), min_size=30, max_size=30))
+def test_a_segment_beside_prefill_runs_exactly_its_steps_in_whatever_steps_come(clean_steps: int, prefills: list[bool]) -> None:
+    steering = make_steering()
+    plan = table((1, 16, 1), segments=[segment(7, 3, clean_steps=clean_steps, beside_prefill=True)])
+    steering.adopt(settings(plan, dwell_steps=0), 0.0)
+    lengths = []
+    for has_prefill in prefills:
+        lengths += run(steering, [(2, has_prefill)])
+        count = steering.count_prefill_step if has_prefill else steering.count_clean_step
+        count(2, lengths[-1])
+    assert lengths == [3] * clean_steps + [1] * (30 - clean_steps)
+    assert steering.finished_segment_id == 7
+
+
+def test_steps_with_prefill_do_not_advance_a_segment_that_is_of_clean_steps() -> None:
+    steering = make_steering()
+    steering.adopt(settings(table((1, 16, 1), segments=[segment(7, 3, clean_steps=1)])), 0.0)
+    assert run(steering, [(2, False)]) == [3]
+    steering.count_prefill_step(2, 3)
+    assert steering.finished_segment_id == 0
+
+
+def test_a_segment_beside_prefill_waits_for_its_batch_and_counts_only_its_own_length() -> None:
+    steering = make_steering()
+    steering.adopt(settings(table((1, 16, 1), segments=[segment(7, 3, clean_steps=1, beside_prefill=True)])), 0.0)
+    assert run(steering, [(10, True), (0, True)]) == [1, 1]
+    steering.count_prefill_step(10, 3)
+    steering.count_prefill_step(2, 1)
+    assert steering.finished_segment_id == 0
+
+
+def test_a_segment_of_an_older_policy_is_of_clean_steps() -> None:
+    told = segment(7, 3).model_dump(exclude={"beside_prefill"})
+    assert not ExplorationSegment.model_validate(told).beside_prefill
+
+
 def test_a_new_incarnation_numbers_its_segments_anew() -> None:
     steering = make_steering()
     plan = table((1, 16, 1), segments=[segment(7, 3, clean_steps=1)])

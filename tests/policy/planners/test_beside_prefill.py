@@ -1,0 +1,71 @@
+"""What is worth measuring where most steps have prefill: the same as elsewhere, in such steps, and each K that was never in one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nightjar.policy.evidence.cells import MOSTLY_MIXED, Cell, Evidence
+from nightjar.policy.evidence.mixed_steps import MixedShare, share_of_steps
+from nightjar.policy.planners.base import GroupView, present_arms
+from nightjar.policy.planners.calibration import Measurement, measurements
+from nightjar.policy.planners.fleet import fleet_plan
+from tests.policy.engines import AUTO, KEY
+from tests.policy.evidence.test_mixed_steps import ARMS, clean_cells, evidence, mixed_cells
+
+LENGTHS = st.lists(st.sampled_from(ARMS), min_size=1, unique=True).map(sorted).map(tuple)
+MOSTLY = st.floats(MOSTLY_MIXED, 1.0, exclude_min=True)
+
+
+def wanted(known: Evidence) -> list[Measurement]:
+    view = GroupView(KEY, AUTO, known)
+    model = view.goodput_model()
+    planned = present_arms(view.with_plan(fleet_plan(view, model)))
+    return [one for found in measurements(view, model, planned).values() for one in found]
+
+
+def known_of(clean: Sequence[int], mixed: Sequence[int], share: float) -> Evidence:
+    cells = {cell: one for cell, one in clean_cells().items() if cell.num_speculative_tokens in clean}
+    return replace(evidence(mixed_cells(tuple(mixed))), cells=cells, mixed_share_of_steps=share)
+
+
+@given(LENGTHS, LENGTHS, st.floats(0.0, MOSTLY_MIXED))
+def test_where_clean_steps_are_most_nothing_is_measured_beside_prefill(
+    clean: tuple[int, ...], mixed: tuple[int, ...], share: float
+) -> None:
+    found = wanted(known_of(clean, mixed, share))
+    assert found == wanted(known_of(clean, mixed, 0.0))
+    assert not any(one.cell.prefill for one in found)
+
+
+@given(LENGTHS, LENGTHS, MOSTLY)
+def test_where_steps_with_prefill_are_most_all_is_measured_there_and_each_length_that_never_ran_there(
+    clean: tuple[int, ...], mixed: tuple[int, ...], share: float
+) -> None:
+    found = wanted(known_of(clean, mixed, share))
+    assert all(one.cell.prefill for one in found)
+    assert {length for length in ARMS if length not in mixed} <= {one.cell.num_speculative_tokens for one in found}
+
+
+def test_a_length_that_ran_beside_prefill_for_one_measurement_is_not_tried_for_that_any_more() -> None:
+    known = known_of(ARMS, ARMS, 1.0)
+    few = {cell: one._replace(steps=one.steps * 0.001) for cell, one in known.mixed_cells.items()}
+    assert {one.cell.num_speculative_tokens for one in wanted(replace(known, mixed_cells=few))} == set(ARMS)
+    assert {one.cell for one in wanted(known)} == {
+        Cell(*one.cell[:2], prefill=True) for one in wanted(replace(known, mixed_share_of_steps=0.0))
+    }
+
+
+def test_plans_go_by_what_ran_beside_prefill_only_where_most_steps_have_it() -> None:
+    one_ran = known_of((5,), ARMS, 0.0)
+    assert (one_ran.only_length, replace(one_ran, mixed_share_of_steps=1.0).only_length) == (5, None)
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=3, max_size=9))
+def test_inv_10_no_single_replica_decides_whether_most_steps_have_prefill(shares: list[float]) -> None:
+    honest = [MixedShare(steps=share, counted_steps=1.0) for share in shares]
+    liars = [share_of_steps([*honest, MixedShare(steps=steps, counted_steps=1.0)]) for steps in (0.0, 1.0)]
+    assert min(shares) <= min(liars) <= max(liars) <= max(shares)
