@@ -60,17 +60,19 @@ class PolicyThread:
         self._store: StateFolder | None = None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._began: concurrent.futures.Future[PolicyService | str] = concurrent.futures.Future()  # or why it did not
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="nightjar-policy", daemon=True)
+        self._loop: asyncio.AbstractEventLoop  # once it is started
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to decide, by `settings` (a `user_config`) and what the folder holds."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="nightjar-policy", daemon=True)
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._begin(), self._loop)
 
     def stop(self) -> None:
         """Store what was learned, and end. Blocks, for STOP_TIMEOUT_S at most; never raises."""
-        if not self._thread.is_alive():
+        if self._thread is None or not self._thread.is_alive():
             return
         try:
             asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(STOP_TIMEOUT_S)

@@ -84,7 +84,8 @@ def test_nothing_is_missing_in_the_installed_vllms_sources() -> None:
 
 def test_of_a_name_that_moved_one_home_is_enough_and_an_import_is_told_with_its_place(sources: Sources, tmp_path: Path) -> None:
     (tmp_path / "vllm/cli.py").write_text("class FrontendArgs: ...\n")
-    moved = {"FrontendArgs": ("vllm.elsewhere", "vllm.cli"), "get_kv_cache_groups": ("vllm.elsewhere",)}
+    elsewhere = ("vllm.elsewhere",)
+    moved = {"FrontendArgs": (*elsewhere, "vllm.cli"), "get_kv_cache_groups": elsewhere, "cli_env_setup": elsewhere}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(touched, "HOMES", moved)
         found = {one.what for one in touched.missing(sources) if one.feature == touched.IMPORTS}

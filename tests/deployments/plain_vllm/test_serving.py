@@ -1,0 +1,147 @@
+"""`nightjar serve` with a real engine, held against vLLM's own command with the same arguments: ready, texts, K, end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import psutil
+import pytest
+
+pytest.importorskip("vllm")
+pytest.importorskip("openai")
+
+from pydantic import SecretStr
+
+from nightjar.cluster.api.http_client import HttpClient
+from nightjar.cluster.api.operations import MODE, STATUS, OperationError
+from nightjar.deployments.models import resolve_model
+from nightjar.policy.wire.status import ReplicaStatus
+from tests.deployments import serving
+from tests.ports import free_port
+
+pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
+
+STARTS_WITHIN_S: Final = 600
+TOKEN: Final = "s3cret"
+PINNED_K: Final = 2
+PROMPTS: Final = ("The capital of France is", "Count to five: one, two,", "def add(a, b):")
+THEIRS: Final = ("tests.benchmarks.load.vllm_command", "serve")
+OURS: Final = ("tests.deployments.plain_vllm.nightjar_command", "serve")
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], *more: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A server of the small models, once it is ready, and its address. What it printed stands in the failure."""
+    draft = {
+        "method": "draft_model",
+        "model": str(resolve_model(serving.DRAFT)),
+        "num_speculative_tokens": serving.MAX_NUM_SPECULATIVE_TOKENS,
+    }
+    port = free_port()
+    arguments = [str(resolve_model(serving.TARGET)), "--served-model-name", "chat", "--host", "127.0.0.1", "--port", str(port)]
+    arguments += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "4"]
+    arguments += ["--max-num-batched-tokens", "256", "--kv-cache-memory-bytes", "500000000"]
+    arguments += ["--speculative-config", json.dumps(draft), *more]
+    folder = Path(tempfile.mkdtemp(prefix="nj-", dir="/tmp"))  # short: names of sockets must fit 107 bytes
+    environment = os.environ | {
+        "TMPDIR": str(folder),
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_TARGET_DEVICE": "cpu",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+        "NIGHTJAR_API_TOKEN": TOKEN,
+    }
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, *arguments], stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
+    url = f"http://127.0.0.1:{port}"
+
+    def is_ready() -> bool:
+        assert process.poll() is None, (folder / "log").read_text(errors="replace")[-6000:]
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{url}/health", timeout=5).is_success
+        return False
+
+    try:
+        serving.until(is_ready, within_s=STARTS_WITHIN_S, what="the server is ready")
+        yield process, url
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for left in psutil.Process(process.pid).children(recursive=True):
+                left.kill()
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def texts(url: str) -> list[str]:
+    """What the stock OpenAI client gets, greedily."""
+    import openai
+
+    server: Any = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=180)
+    with server as client:
+        answers = [client.completions.create(model="chat", prompt=prompt, max_tokens=32, temperature=0.0) for prompt in PROMPTS]
+        return [answer.choices[0].text for answer in answers]
+
+
+def interrupted(process: subprocess.Popen[bytes]) -> int:
+    """Ctrl-C; the exit code, with nothing left of the engine."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    code = process.wait(timeout=120)
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert alive == []
+    return code
+
+
+def replica_of(client: HttpClient) -> ReplicaStatus:
+    return serving.until(lambda: client.call(STATUS).replicas, within_s=60, what="a report")[0]
+
+
+def steps_by_k(replica: ReplicaStatus) -> dict[int, int]:
+    return {total.num_speculative_tokens: total.steps for total in replica.totals}
+
+
+def test_a_steered_server_is_vllms_own_to_its_clients_and_k_follows_its_operator(tmp_path: Path) -> None:
+    serving.need_models(serving.TARGET, serving.DRAFT)
+    with running(THEIRS) as (process, url):
+        expected = texts(url)
+        their_code = interrupted(process)
+
+    state = tmp_path / "state"
+    with running(OURS, "--nightjar-mode", "off", "--nightjar-state", str(state)) as (process, url):
+        with HttpClient(url, token=SecretStr(TOKEN)) as client:
+            serving.until(lambda: replica_of(client).settings_confirmed, within_s=60, what="the engine runs its settings")
+            assert replica_of(client).steering_reason == ""
+            assert texts(url) == expected
+            serving.until(lambda: set(steps_by_k(replica_of(client))) == {0}, within_s=60, what="steps at K = 0 alone")
+            client.call(MODE, {"mode": f"pin={PINNED_K}"})
+
+            def drafts_as_pinned() -> bool:
+                same = texts(url) == expected
+                assert same
+                return steps_by_k(replica_of(client)).get(PINNED_K, 0) > 0
+
+            serving.until(drafts_as_pinned, within_s=120, what=f"steps at K = {PINNED_K}")
+            assert max(steps_by_k(replica_of(client))) == PINNED_K
+        with HttpClient(url) as stranger, pytest.raises(OperationError, match="a token is needed"):
+            stranger.call(MODE, {"mode": "off"})
+        page = httpx.get(f"{url}/metrics", timeout=30).text
+        assert "nightjar_steps_total{" in page
+        assert "vllm:num_requests_running" in page
+        folder = Path(psutil.Process(process.pid).environ()["TMPDIR"])
+        assert interrupted(process) == their_code
+        assert [path.name for path in folder.iterdir() if path.name.startswith("nightjar-engine-")] == []
+    assert list(state.glob("policy-v*.overrides")), "what was set by hand is kept for the next start"
