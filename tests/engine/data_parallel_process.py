@@ -13,7 +13,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -137,7 +138,7 @@ async def steered(models: Path) -> dict[str, Any]:
         for modes in ROUNDS:
             for name, mode in zip(names, modes, strict=True):
                 await service.set_mode({"scope": "replica", "name": name, "mode": mode})
-            await _until(lambda modes=modes: [str(one.mode) for one in _confirmed(service)] == list(modes))
+            await _until(partial(_run_in, service, modes))
             before = {one.replica_id: _steps(one) for one in _confirmed(service)}
             answers = [await texts(server, rank) for rank in range(RANKS)]
             await _reported(policy)
@@ -212,6 +213,11 @@ async def _reported(policy: InProcess) -> None:
     """Until each rank has told of all that it did up to now."""
     heard = dict(policy.reports)
     await _until(lambda: all(policy.reports[name] >= count + 2 for name, count in heard.items()))
+
+
+def _run_in(service: PolicyService, modes: Sequence[str]) -> bool:
+    """Whether each rank has confirmed its own mode."""
+    return [str(one.mode) for one in _confirmed(service)] == list(modes)
 
 
 async def _until(condition: Callable[[], bool]) -> None:
