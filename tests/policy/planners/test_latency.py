@@ -269,6 +269,21 @@ def test_where_many_wait_for_prompt_compute_their_time_outweighs_what_rows_save(
     assert lengths(view_of(many)) == (0, 0)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_group_whose_acceptance_is_censored_is_planned_by_the_tokens_that_its_cells_emitted(objective: Objective) -> None:
+    view = view_of(BESIDE_PREFILL, objective)
+    known = view.evidence
+    cells = {
+        cell: told._replace(generated_tokens=told.rows * known.tokens_per_row(cell.num_speculative_tokens))
+        for cell, told in known.cells.items()
+    }
+    censored = view.with_evidence(replace(known, cells=cells))
+    assert censored.evidence.is_censored
+    assert lengths(censored) == lengths(view)
+    none_kept = {cell: told._replace(generated_tokens=told.rows) for cell, told in known.cells.items()}
+    assert lengths(view.with_evidence(replace(known, cells=none_kept))) == (0, 0)
+
+
 @pytest.mark.parametrize("waits", [NO_WAITS, Waits(9.0, 9.0), Waits(9.0, 9.0, 9.0), Waits(900.0, 900.0, 900.0, 8.0, 8.0, 8.0)])
 def test_with_nobody_waiting_and_no_prefill_both_objectives_make_the_same_plan(waits: Waits) -> None:
     assert plan_for(view_of(waits)) == plan_for(view_of(waits, "throughput"))
