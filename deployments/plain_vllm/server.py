@@ -13,7 +13,7 @@ import contextlib
 import os
 import platform
 from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -28,6 +28,7 @@ from nightjar.deployments.engine.environment import is_on_cpu
 from nightjar.deployments.engine.start.arguments import EngineArguments, EngineFacts, resolve_facts
 from nightjar.deployments.engine.start.hooks import missing_hooks
 from nightjar.deployments.engine.start.launch import EngineRequest, chosen_arguments, group_of, prepare_process, start_steered
+from nightjar.deployments.engine.start.ranks import restore_table
 from nightjar.deployments.engine.start.running_engine import LoadObserver, RunningEngine, observe_load
 from nightjar.deployments.engine_control import agent_of, identity_of
 from nightjar.deployments.llm_config import SteeringOptions, draft_source
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
+
+    from nightjar.deployments.agent import ReplicaAgent
 
 APPLICATION: Final = "vllm"
 DEPLOYMENT: Final = "serve"
@@ -107,16 +110,16 @@ class SteeredServer:
 
     @contextlib.asynccontextmanager
     async def _steered(self, running: RunningEngine, engine_args: AsyncEngineArgs) -> AsyncIterator[AsyncLLM]:
-        """As vLLM's own builder does once its engine runs, with the agent beside it."""
-        engine, agent = running.engine, None
+        """As vLLM's own builder does once its engine runs, with its agents beside it."""
+        engine, agents = running.engine, list[asyncio.Task[None]]()
         try:
             await engine.reset_mm_cache()
-            agent = self._begin(running, engine_args)
+            agents = self._begin(running, engine_args)
             yield engine
         finally:
-            if agent is not None:
+            for agent in agents:
                 agent.cancel()
-                await asyncio.gather(agent, return_exceptions=True)
+            await asyncio.gather(*agents, return_exceptions=True)
             try:
                 engine.shutdown(timeout=engine.vllm_config.shutdown_timeout)
             finally:
@@ -128,17 +131,20 @@ class SteeredServer:
         except Exception:
             log.exception("policy_not_begun", consequence="the engine is served without a policy")
 
-    def _begin(self, running: RunningEngine, engine_args: AsyncEngineArgs) -> asyncio.Task[None] | None:
+    def _begin(self, running: RunningEngine, engine_args: AsyncEngineArgs) -> list[asyncio.Task[None]]:
+        """An agent of the engine, or of each of its ranks."""
+        agents: list[ReplicaAgent] = []
         try:
             identity = identity_of(
                 running, replica_id=self._replica_id, application=APPLICATION, deployment=DEPLOYMENT, node_id=platform.node()
             )
-            backend = self._backend(common_labels(identity, served_name(engine_args)))
-            agent, _ = agent_of(running, identity, policy=self._policy, backend=backend, hung_after_s=0.0)
-            return asyncio.create_task(agent.run())
+            for rank in running.ranks:
+                its = replace(identity, rank=rank)
+                backend = self._backend(common_labels(its, served_name(engine_args)))
+                agents.append(agent_of(running, its, policy=self._policy, backend=backend, hung_after_s=0.0)[0])
         except Exception:
             log.exception("agent_not_begun", consequence="the engine is served with the K that it begins with")
-            return None
+        return [asyncio.create_task(agent.run()) for agent in agents]
 
     async def _start(self, engine_args: AsyncEngineArgs, usage_context: Any) -> RunningEngine | None:
         """The engine; None where nothing runs and vLLM is to start it alone. Raises what vLLM raises for the user's arguments."""
@@ -161,7 +167,9 @@ class SteeredServer:
         def configure(chosen: EngineArguments) -> tuple[AsyncEngineArgs, VllmConfig]:
             tried.append(chosen)
             made = with_kwargs(engine_args, request.engine_kwargs, chosen.kwargs)
-            return made, configured(made, usage_context)
+            config = configured(made, usage_context)
+            restore_table(config, chosen.dropped_table)
+            return made, config
 
         def start(made: tuple[AsyncEngineArgs, VllmConfig]) -> AsyncLLM:
             started.append(_start_engine(*made, usage_context))

@@ -147,6 +147,27 @@ async def test_the_agent_asks_the_engine_while_it_serves(host: Host) -> None:
         await host.ours.asked.wait()
 
 
+async def test_each_rank_behind_one_front_end_has_an_agent_that_asks_its_own_core(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[str] = set()
+    both = asyncio.Event()
+
+    async def of_a_core(*_: object, engine: str) -> bytes:
+        asked.add(engine)
+        if len(asked) == 2:
+            both.set()
+        return b"no snapshot, which costs a report"
+
+    core: Any = host.ours.engine_core
+    core.core_engines, core.engine_ranks_managed, core._call_utility_async = ["first", "second"], [0, 1], of_a_core
+    monkeypatch.setattr(under_test, "group_of", lambda *_, **__: GroupKey(target="m", data_parallel_size=2))
+    async with host.server.engine_client(ARGUMENTS, usage_context=None):
+        await both.wait()
+    assert asked == {"first", "second"}
+    assert left(host) == []
+
+
 @pytest.mark.parametrize("mode", ["shadow", "auto"])
 async def test_an_engine_starts_with_the_users_arguments_where_the_policy_says_shadow(host: Host, mode: str) -> None:
     host.policy.mode = mode
