@@ -445,7 +445,7 @@ async def test_engine_without_an_answer_is_hung_however_often_it_is_asked_again(
     engine: FakeEngine, policy: FakePolicy, watch: EngineWatch
 ) -> None:
     async with running_agent(engine, policy, watch):
-        assert await seconds_until_hung(watch, within_s=300.0) == float("inf")
+        assert await seconds_until_hung(watch, within_s=160.0) == float("inf")
         engine.hang_for_s = float("inf")
         engine.commands.clear()
         assert 120.0 <= await seconds_until_hung(watch, within_s=300.0) <= 140.0
@@ -464,7 +464,7 @@ async def test_engine_that_answers_without_a_step_is_hung(
 ) -> None:
     async with running_agent(engine, policy, watch):
         engine.step_count, engine.load = 17, EngineLoad()
-        assert await seconds_until_hung(watch, within_s=300.0) == float("inf"), "an idle engine"
+        assert await seconds_until_hung(watch, within_s=160.0) == float("inf"), "an idle engine"
         engine.load = load
         assert 120.0 <= await seconds_until_hung(watch, within_s=300.0) <= 140.0
 
