@@ -16,8 +16,8 @@ from nightjar.deployments.engine_control import PlainEngine, SteeredEngine
 from nightjar.deployments.engine_watch import EngineHungError, EngineWatch, FrontEnd
 from nightjar.deployments.replica_control import ReplicaControl
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.report import Counters, EngineSnapshot, GroupKey
-from nightjar.policy.wire.settings import EngineCommand
+from nightjar.policy.wire.report import Counters, EngineSnapshot, GroupKey, LoadReport
+from nightjar.policy.wire.settings import EngineCommand, ExchangeReply
 
 pytestmark = pytest.mark.looptime
 
@@ -84,6 +84,18 @@ class RankedCore:
     def _answer(self, called: str | bytes) -> bytes:
         self.called.append(called)
         return EngineSnapshot(counters=Counters(engine_id="e")).to_wire()
+
+
+class FakePolicy:
+    """Keeps who reports, and has no news."""
+
+    def __init__(self) -> None:
+        self.replicas: list[str] = []
+
+    async def exchange(self, report: LoadReport, timeout_s: float) -> ExchangeReply:
+        self.replicas.append(report.replica_id)
+        await asyncio.sleep(min(timeout_s, 0.5))
+        return ExchangeReply(incarnation=1)
 
 
 class FakeAgent:
@@ -153,6 +165,25 @@ async def test_each_rank_is_asked_at_its_own_core(server: FakeServer) -> None:
     for rank in (None, 3, 2):
         await steered(server, rank).exchange(EngineCommand())
     assert core.called == ["every core", b"three", b"two"]
+
+
+async def test_each_rank_has_an_agent_that_reports_of_it_and_series_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = SimpleNamespace(get_node_id=lambda: "n")
+    monkeypatch.setattr(replica_control, "ray", SimpleNamespace(get_runtime_context=lambda: node))
+    exported: list[dict[str, str]] = []
+    monkeypatch.setattr("nightjar.cluster.telemetry.metrics.RayBackend", exported.append)
+    policy, core = FakePolicy(), RankedCore()
+    control: Any = ReplicaControl.__new__(ReplicaControl)
+    control._policy, control._replica_id, control._application, control._deployment = policy, "chat#LLM#x1y2", "chat", "LLM"
+    engine: Any = SimpleNamespace(engine_core=core, errored=False, shutdown=lambda timeout: None)
+    arguments, group = EngineArguments({}, "draft_model", 4), GroupKey(target="t", data_parallel_size=4)
+    running = RunningEngine(engine=engine, arguments=arguments, group=group, load=LoadObserver())
+    control.begin(running, model_id="m", hung_after_s=5.0)
+    await asyncio.sleep(2.0)
+    await control.end()
+    assert set(policy.replicas) == {"chat#LLM#x1y2-dp2", "chat#LLM#x1y2-dp3"}
+    assert set(core.called) == {b"two", b"three"}
+    assert [(labels["ReplicaId"], labels["engine"]) for labels in exported] == [("chat#LLM#x1y2", "2"), ("chat#LLM#x1y2", "3")]
 
 
 async def test_the_kill_switch_reaches_every_rank_and_a_wrong_value_leaves_it_where_it_was() -> None:
