@@ -13,8 +13,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,11 +22,11 @@ from nightjar.deployments.agent import Policy, ReplicaAgent, ReplicaIdentity
 from nightjar.deployments.engine.start.hooks import missing_hooks
 from nightjar.deployments.engine.start.launch import EngineRequest
 from nightjar.deployments.engine.start.openai_server import OpenAIServer, start_openai_server
-from nightjar.deployments.engine_control import SteeredEngine
 from nightjar.deployments.engine_watch import EngineWatch
 from nightjar.deployments.llm_config import SteeringOptions
 from nightjar.deployments.proof.model_names import DRAFT, TARGET
 from nightjar.deployments.proof.tiny_models import build_tiny_models
+from nightjar.deployments.replica_control import SteeredEngine
 from nightjar.policy.wire.report import Layer, LoadReport
 from nightjar.policy.wire.settings import EngineCommand, ExchangeReply
 from nightjar.policy.wire.status import ReplicaStatus, shown_name
@@ -138,7 +137,7 @@ async def steered(models: Path) -> dict[str, Any]:
         for modes in ROUNDS:
             for name, mode in zip(names, modes, strict=True):
                 await service.set_mode({"scope": "replica", "name": name, "mode": mode})
-            await _until(partial(_run_in, service, modes))
+            await _in_force(service, modes)
             before = {one.replica_id: _steps(one) for one in _confirmed(service)}
             answers = [await texts(server, rank) for rank in range(RANKS)]
             await _reported(policy)
@@ -201,6 +200,11 @@ def _confirmed(service: PolicyService) -> list[ReplicaStatus]:
     return list(replicas) if all(one.settings_confirmed for one in replicas) else []
 
 
+async def _in_force(service: PolicyService, modes: tuple[str, ...]) -> None:
+    """Until each rank runs its mode."""
+    await _until(lambda: [str(one.mode) for one in _confirmed(service)] == list(modes))
+
+
 def _steps(replica: ReplicaStatus) -> dict[int, int]:
     return {totals.num_speculative_tokens: totals.steps for totals in replica.totals if totals.steps}
 
@@ -213,11 +217,6 @@ async def _reported(policy: InProcess) -> None:
     """Until each rank has told of all that it did up to now."""
     heard = dict(policy.reports)
     await _until(lambda: all(policy.reports[name] >= count + 2 for name, count in heard.items()))
-
-
-def _run_in(service: PolicyService, modes: Sequence[str]) -> bool:
-    """Whether each rank has confirmed its own mode."""
-    return [str(one.mode) for one in _confirmed(service)] == list(modes)
 
 
 async def _until(condition: Callable[[], bool]) -> None:

@@ -46,9 +46,10 @@ def test_vllm_makes_the_core_of_a_dense_targets_rank_one_of_size_1() -> None:
 
 def test_without_a_dropped_table_a_configuration_stays_as_it_is() -> None:
     dropped, kept = configuration(2), configuration(1, [[1, 8, 3]])
+    without: Any = SimpleNamespace(speculative_config=None)
     restore_table(dropped, ())
     restore_table(kept, TABLE)
-    restore_table(SimpleNamespace(speculative_config=None), TABLE)
+    restore_table(without, TABLE)
     assert dropped.speculative_config.num_speculative_tokens_per_batch_size is None
     assert kept.speculative_config.num_speculative_tokens_per_batch_size == [[1, 8, 3]]
 
