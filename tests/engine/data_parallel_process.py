@@ -22,11 +22,11 @@ from nightjar.deployments.agent import Policy, ReplicaAgent, ReplicaIdentity
 from nightjar.deployments.engine.start.hooks import missing_hooks
 from nightjar.deployments.engine.start.launch import EngineRequest
 from nightjar.deployments.engine.start.openai_server import OpenAIServer, start_openai_server
+from nightjar.deployments.engine_control import SteeredEngine
 from nightjar.deployments.engine_watch import EngineWatch
 from nightjar.deployments.llm_config import SteeringOptions
 from nightjar.deployments.proof.model_names import DRAFT, TARGET
 from nightjar.deployments.proof.tiny_models import build_tiny_models
-from nightjar.deployments.replica_control import SteeredEngine
 from nightjar.policy.wire.report import Layer, LoadReport
 from nightjar.policy.wire.settings import EngineCommand, ExchangeReply
 from nightjar.policy.wire.status import ReplicaStatus, shown_name
