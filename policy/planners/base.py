@@ -18,7 +18,6 @@ from nightjar.policy.evidence.goodput import GoodputModel, goodput_model, step_l
 from nightjar.policy.evidence.mixed_steps import long_prefill, mixed_costs, mixed_seconds
 from nightjar.policy.evidence.step_time import predict_step_times, step_noise
 from nightjar.policy.evidence.waits import NO_WAITS, Waits
-from nightjar.policy.planners.latency import AskedLater
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range, buckets_up_to
 from nightjar.policy.wire.cause import Causes, Code, in_batches
 from nightjar.policy.wire.operator import Objective, OperatorSettings
@@ -27,13 +26,27 @@ from nightjar.policy.wire.settings import Local, TableRow, length_at
 from nightjar.policy.wire.switch_cost import SwitchCostRow
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class AskedLater:
+    """What the objective `latency` decides by, of a plan of the other one: its model, evidence without the cells, who waited, and
+    arms (indices, by bucket) of pure decode steps and of those with prefill: before that plan, and of it."""
+
+    model: GoodputModel
+    evidence: Evidence
+    waits: Waits
+    present: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+    runs: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+    drafter_sleeps: bool
+
+
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
     """K by decode batch size. `reasons` says why, bucket by bucket; a planner that does not learn gives none. `why` says it of the
     whole, in the place of its rows.
 
     `mixed_rows` is K where drafts are expected to be verified beside prefill; empty where that is no other K. With `local` every
-    engine plans for itself instead, and there are no rows. `asked_later` is what `all_reasons` says of the other objective besides.
+    engine plans for itself instead, and there are no rows. `asked_later` is what the other objective would run, which `fleet` works
+    out where somebody asks.
     """
 
     rows: tuple[TableRow, ...]
@@ -53,17 +66,9 @@ class GroupPlan:
         return self.why or (*_of_rows(Code.ROW, self.rows), *_of_rows(Code.MIXED_ROW, self.mixed_rows))
 
     def causes(self, decode_batch_size: int) -> Causes:
-        """Why the K at a decode batch size."""
+        """Why the K at a decode batch size, without what another objective would run (`fleet.causes_at` says that as well)."""
         bucket = batch_bucket(decode_batch_size)
-        return self._all_of(bucket) if bucket < len(self.reasons) else self.summary
-
-    @property
-    def all_reasons(self) -> tuple[Causes, ...]:
-        """The reasons, bucket by bucket, and what the other objective would run."""
-        return tuple(map(self._all_of, range(len(self.reasons))))
-
-    def _all_of(self, bucket: int) -> Causes:
-        return self.reasons[bucket] if self.asked_later is None else (*self.reasons[bucket], *self.asked_later.causes(bucket))
+        return self.reasons[bucket] if bucket < len(self.reasons) else self.summary
 
 
 def _of_rows(code: Code, rows: Sequence[TableRow]) -> Causes:

@@ -25,6 +25,7 @@ from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView, plan_of, present_arms, present_mixed_arms, rows_of
 from nightjar.policy.planners.calibration import Measurement
+from nightjar.policy.planners.fleet import all_reasons
 from nightjar.policy.wire.operator import Objective, OperatorSettings
 from nightjar.policy.wire.report import GroupKey
 
@@ -179,7 +180,7 @@ def within(view: GroupView, estimate: Estimate, max_step_ms: float, last: GroupP
     chosen = LEARNING_PLANNERS[view.settings.planner].plan(view.with_plan(runs), model)
     arms = np.where(keeps, planned, present_arms(view.with_plan(chosen)))
     mixed_arms = np.where(keeps, planned_mixed, present_mixed_arms(view.with_plan(chosen)))
-    planned_reasons = estimate.plan.all_reasons or (estimate.plan.summary,) * len(keeps)  # a plan held by a freeze has no others
-    pairs = zip(keeps, planned_reasons, chosen.all_reasons, strict=True)
+    planned_reasons = all_reasons(estimate.plan) or (estimate.plan.summary,) * len(keeps)  # a plan held by a freeze has no others
+    pairs = zip(keeps, planned_reasons, all_reasons(chosen), strict=True)
     reasons = tuple(own if is_kept else limited for is_kept, own, limited in pairs)
     return replace(estimate, plan=plan_of(view, arms, mixed_arms, reasons), goodput_model=model)

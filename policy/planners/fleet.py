@@ -14,6 +14,7 @@ On a handful of steps the plan does not change at all.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -21,10 +22,11 @@ import numpy.typing as npt
 
 from nightjar.policy.evidence.cells import Cell
 from nightjar.policy.evidence.goodput import GoodputModel
-from nightjar.policy.planners.base import GroupPlan, GroupView, only_length, plan_of, present_arms, present_mixed_arms
-from nightjar.policy.planners.latency import ArmPair, AskedLater, choose_for_latency, other_objective
-from nightjar.policy.wire.batch_buckets import bucket_range
+from nightjar.policy.planners.base import AskedLater, GroupPlan, GroupView, only_length, plan_of, present_arms, present_mixed_arms
+from nightjar.policy.planners.latency import ArmPair, choose_for_latency
+from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.wire.cause import Cause, Causes, Code, because, in_batches
+from nightjar.policy.wire.operator import Objective
 
 DOUBT_DEVIATIONS: Final = 2.0
 """Standard deviations of the gain that a change must exceed: 1 in 40 changes is for nothing."""
@@ -56,7 +58,35 @@ def fleet_plan(view: GroupView, model: GoodputModel) -> GroupPlan:
     if not may_differ:
         return plan
     evidence = replace(view.evidence, cells={}, mixed_cells={})
-    return replace(plan, asked_later=AskedLater(replace(model, evidence=None), evidence, view.waits, present, most_tokens, sleeps))
+    asked_later = AskedLater(replace(model, evidence=None), evidence, view.waits, tuple(present), tuple(most_tokens), sleeps)
+    return replace(plan, asked_later=asked_later)
+
+
+def all_reasons(plan: GroupPlan) -> tuple[Causes, ...]:
+    """The reasons of a plan, bucket by bucket, and what the other objective would run."""
+    if plan.asked_later is None:
+        return plan.reasons
+    asked, runs = plan.asked_later, ArmPair(*plan.asked_later.runs)
+    other = _least_time_arms(asked)
+    differ = (runs.pure != other.pure) | (runs.mixed != other.mixed)
+    return tuple(
+        (*reasons, *_other(asked.model, "latency", other, bucket)) if differ[bucket] else reasons
+        for bucket, reasons in enumerate(plan.reasons)
+    )
+
+
+def causes_at(plan: GroupPlan, decode_batch_size: int) -> Causes:
+    """Why the K of a plan at a decode batch size, and what the other objective would run."""
+    bucket = batch_bucket(decode_batch_size)
+    return all_reasons(plan)[bucket] if bucket < len(plan.reasons) else plan.summary
+
+
+@lru_cache(maxsize=256)
+def _least_time_arms(asked: AskedLater) -> ArmPair:
+    """What the objective latency would run. Remembered: many replicas may be asked for one plan."""
+    present, sleeps = ArmPair(*asked.present), asked.drafter_sleeps
+    found = choose_for_latency(asked.model, asked.evidence, asked.waits, present, drafter_sleeps=sleeps)
+    return found or ArmPair(*asked.runs)
 
 
 def _planned(view: GroupView, model: GoodputModel, runs: ArmPair, most_tokens: ArmPair) -> GroupPlan:
@@ -71,11 +101,7 @@ def _planned(view: GroupView, model: GoodputModel, runs: ArmPair, most_tokens: A
             else _reason(view, model, bucket, int(runs.pure[bucket]), int(best[bucket])),
             *_limit(model, bucket),
             *_mixed(model, int(runs.pure[bucket]), int(runs.mixed[bucket])),
-            *(
-                other_objective(model, "throughput", int(most_tokens.pure[bucket]), int(most_tokens.mixed[bucket]))
-                if differ[bucket]
-                else ()
-            ),
+            *(_other(model, "throughput", most_tokens, bucket) if differ[bucket] else ()),
         )
         for bucket in view.buckets
     )
@@ -173,6 +199,12 @@ def _least_time(view: GroupView, length: int) -> Cause:
     waits = view.waits
     numbers = {"waiting": waits.mean_waiting, "prefilling": waits.mean_prefilling, "beside_prefill": waits.share_beside_prefill}
     return because(Code.LEAST_TIME, num_speculative_tokens=length, **numbers)
+
+
+def _other(model: GoodputModel, objective: Objective, arms: ArmPair, bucket: int) -> Causes:
+    """What another objective would run."""
+    pure, mixed = (model.arms[its[bucket]] for its in arms)
+    return (because(Code.OTHER_OBJECTIVE, objective, num_speculative_tokens=pure, beside_prefill=mixed),)
 
 
 def _goodput(view: GroupView, model: GoodputModel, bucket: int, length: int) -> dict[str, float | None]:

@@ -11,8 +11,6 @@ towards off: where no K saves anything.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -21,8 +19,6 @@ import numpy.typing as npt
 from nightjar.policy.evidence.cells import SHORTEST_STEP_SECONDS, Evidence
 from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.evidence.waits import Waits
-from nightjar.policy.wire.cause import Causes, Code, because
-from nightjar.policy.wire.operator import Objective
 
 Floats = npt.NDArray[np.float64]
 Arms = npt.NDArray[np.int64]
@@ -37,39 +33,6 @@ class ArmPair(NamedTuple):
     def is_same(self, other: ArmPair) -> bool:
         """Whether both run the same everywhere."""
         return bool((self.pure == other.pure).all() and (self.mixed == other.mixed).all())
-
-
-@dataclass(frozen=True)
-class AskedLater:
-    """What this objective would run where the other decides. Worked out where somebody asks: it is a tenth of a re-plan.
-
-    `runs` are the arms of the plan in force, `present` those before it; the rest is what that was made of.
-    """
-
-    model: GoodputModel
-    evidence: Evidence
-    waits: Waits
-    present: ArmPair
-    runs: ArmPair
-    drafter_sleeps: bool
-
-    @cached_property
-    def arms(self) -> ArmPair:
-        """What it would run."""
-        found = choose_for_latency(self.model, self.evidence, self.waits, self.present, drafter_sleeps=self.drafter_sleeps)
-        return found or self.runs
-
-    def causes(self, bucket: int) -> Causes:
-        """What it would run in a bucket; empty where that is what runs."""
-        (pure, mixed), (runs, runs_mixed) = self.arms, self.runs
-        if (pure[bucket], mixed[bucket]) == (runs[bucket], runs_mixed[bucket]):
-            return ()
-        return other_objective(self.model, "latency", int(pure[bucket]), int(mixed[bucket]))
-
-
-def other_objective(model: GoodputModel, objective: Objective, pure: int, mixed: int) -> Causes:
-    """That another objective would run these arms."""
-    return (because(Code.OTHER_OBJECTIVE, objective, num_speculative_tokens=model.arms[pure], beside_prefill=model.arms[mixed]),)
 
 
 ROUNDS: Final = 4

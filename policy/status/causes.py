@@ -16,6 +16,7 @@ from nightjar.policy.operator.canary.trial import Trial
 from nightjar.policy.operator.freeze import Freeze
 from nightjar.policy.operator.overrides import ModeOverride, effective_mode, override_of, slower
 from nightjar.policy.planners.base import GroupPlan, only_length
+from nightjar.policy.planners.fleet import all_reasons, causes_at
 from nightjar.policy.state import GroupState, ReplicaState
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.wire.cause import Cause, Causes, Code, because, codes, in_batches
@@ -66,7 +67,7 @@ def of_replica(replica: ReplicaState, group: GroupState, decision: Settings | No
     causes = decision.causes
     if batch and decision.mode.kind in {"auto", "shadow"} and plan is not None and not report.serving_plainly:
         segments = decision.plan.segments if isinstance(decision.plan, Table) else ()
-        causes = (*plan.causes(batch), *measuring(segments), *decision.restarts.causes)
+        causes = (*causes_at(plan, batch), *measuring(segments), *decision.restarts.causes)
         if decision.mode.kind == "shadow":
             causes = (because(Code.IN_SHADOW), *(group.not_known(replica, decision.mode) or causes))
     return (*warned, *causes)
@@ -93,7 +94,7 @@ def of_plan(group: GroupState) -> Causes:
         return ()
     if plan.reasons and only is not None:
         return (*plan.summary, because(Code.BY_THE_ODDS, only=only))
-    return tuple(cause for causes in plan.all_reasons for cause in causes) or plan.summary
+    return tuple(cause for causes in all_reasons(plan) for cause in causes) or plan.summary
 
 
 def beside_plan(group: GroupState) -> Causes:
@@ -255,7 +256,7 @@ def _limit(facts: Facts) -> Iterator[Statement]:
     plan, without = group.plan_of(replica), group.plan_without_limit(replica)
     runs, else_runs = (planned(one, batch) or 0 for one in (plan, without))
     allows = replica.limit.cause(Code.ALLOWS, num_speculative_tokens=runs, without_limit=else_runs)
-    yield _states("step limit", allows, *(plan.causes(batch) if plan is not None else ()), decides=True)
+    yield _states("step limit", allows, *(causes_at(plan, batch) if plan is not None else ()), decides=True)
 
 
 def _plan(facts: Facts) -> Statement:
@@ -264,7 +265,7 @@ def _plan(facts: Facts) -> Statement:
         return _states("policy", because(Code.NO_DECISION), decides=True)
     batch = facts.replica.report.snapshot.load.decode_batch_size
     own = (because(Code.OWN_EVIDENCE),) if facts.replica.own is not None else ()
-    return _states(f"planner {planner}", *(plan.causes(batch) if batch else plan.summary), *own, decides=True)
+    return _states(f"planner {planner}", *(causes_at(plan, batch) if batch else plan.summary), *own, decides=True)
 
 
 def _reported(facts: Facts) -> Iterator[Statement]:

@@ -21,9 +21,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.policy.evidence.waits import NO_WAITS, Waits
-from nightjar.policy.planners import latency
+from nightjar.policy.planners import fleet
 from nightjar.policy.planners.base import GroupPlan, GroupView
-from nightjar.policy.planners.fleet import fleet_plan
+from nightjar.policy.planners.fleet import all_reasons, causes_at, fleet_plan
 from nightjar.policy.planners.latency import (
     MARGIN,
     ArmPair,
@@ -302,11 +302,11 @@ def test_before_a_step_with_prefill_or_off_was_measured_both_objectives_make_the
 def test_the_reason_says_what_the_other_objective_would_run_where_that_differs(objective: Objective) -> None:
     other = {"latency": "throughput", "throughput": "latency"}[objective]
     view, batch = view_of(BESIDE_PREFILL, objective), FIRST_BATCH_SIZES[BUCKET]
-    words = in_words(plan_for(view).causes(batch))
+    words = in_words(causes_at(plan_for(view), batch))
     its = plan_for(view.with_objective(OBJECTIVES[objective == "latency"])).num_speculative_tokens(batch)
     assert f"objective {other} would run {speculation(its)}" in words
     assert ("saves most of the time of all requests (1.0 wait, 1.0 in prefill" in words) is (objective == "latency")
-    quiet = in_words(plan_for(view_of(NO_WAITS, objective)).causes(batch))
+    quiet = in_words(causes_at(plan_for(view_of(NO_WAITS, objective)), batch))
     assert "objective" not in quiet
 
 
@@ -317,11 +317,12 @@ def test_what_latency_would_run_is_worked_out_once_and_where_somebody_asks(monke
         asked.append(what)
         return choose_for_latency(*what, **how)
 
-    monkeypatch.setattr(latency, "choose_for_latency", counted)
+    monkeypatch.setattr(fleet, "choose_for_latency", counted)
     plan = plan_for(view_of(BESIDE_PREFILL, "throughput"))
     assert not asked
-    its = plan_for(view_of(BESIDE_PREFILL))
-    for bucket, reasons in enumerate(plan.all_reasons):
+    its = fleet_plan(view_of(BESIDE_PREFILL), view_of(BESIDE_PREFILL).goodput_model())
+    asked.clear()
+    for bucket, reasons in enumerate(all_reasons(plan)):
         would_run = [one.numbers["num_speculative_tokens"] for one in reasons if one.code is Code.OTHER_OBJECTIVE]
         assert would_run in ([], [its.num_speculative_tokens(FIRST_BATCH_SIZES[bucket])])
     assert len(asked) == 1
