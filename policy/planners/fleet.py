@@ -58,7 +58,7 @@ def fleet_plan(view: GroupView, model: GoodputModel) -> GroupPlan:
     if not may_differ:
         return plan
     evidence = replace(view.evidence, cells={}, mixed_cells={})
-    asked_later = AskedLater(replace(model, evidence=None), evidence, view.waits, tuple(present), tuple(most_tokens), sleeps)
+    asked_later = AskedLater(replace(model, evidence=None), evidence, view.waits, present, most_tokens, sleeps)
     return replace(plan, asked_later=asked_later)
 
 
