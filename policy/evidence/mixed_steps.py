@@ -28,6 +28,9 @@ LATE_SHARE: Final = 0.01
 """Of all steps, those that may take longer than an operator's limit: it bounds the 99th percentile."""
 PROMPT_SPREAD: Final = 1.3
 """Standard deviation of the logarithm of a prompt's tokens: of chats (ShareGPT 1.3, Azure's conversations 1.0)."""
+_DRAFTING: Final = 2
+"""Which part is the share of what K adds to a pure decode step."""
+_MOST_DRAFTING: Final = 1.0
 _RIDGE: Final = np.array([0.05, 0.01, 0.02, 0.05])
 """Pull of each part towards nothing, against a cell that weighs 1. Least for the tokens, which every such step has."""
 
@@ -140,27 +143,47 @@ def mixed_seconds(evidence: Evidence, times: StepTimes, arms: Sequence[int], pre
     """(buckets, arms): seconds of a step with `prefills` times the usual prefill that verifies as many drafts as it drafts; None
     before there was any.
 
-    A constant, every token that the target computes (the verified drafts among them), each draft token, and each prompt token that
-    the drafter reads, all non-negative.
+    A constant, every token that the target computes (the verified drafts among them), a share of what K adds to a pure decode step,
+    and each prompt token that the drafter reads, all non-negative. That share is 1 at most: such a step drafts for the same rows,
+    so what K adds to it beyond that is the drafter's reading of prompts, which is the same at every K.
     """
     shape, cells = times.log_seconds.shape, evidence.mixed_cells
     if not cells:
         return None
+    pure_s = np.exp(times.log_seconds)
+    added_s = pure_s - pure_s[:, :1]
     lengths_drafted = np.array([cell.num_speculative_tokens for cell in cells], dtype=float)
+    adds_s = np.array([np.interp(cell.num_speculative_tokens, arms, added_s[cell.batch_bucket]) for cell in cells])
     sums, prefill = table_of(list(cells.values())), _usual_prefill(evidence)
     steps, seconds = sums["steps"], sums["seconds"] / sums["steps"]
     trust = steps / (steps + TRUST_STEPS)
-    parts = _parts((sums["rows"] + sums["draft_tokens"]) / steps, lengths_drafted, sums["prefill_tokens"] / steps)
+    parts = _parts(
+        (sums["rows"] + sums["draft_tokens"]) / steps, adds_s, np.minimum(lengths_drafted, 1.0), sums["prefill_tokens"] / steps
+    )
+    weights = _weights(parts, seconds, trust)
+    lengths = np.tile(np.array(arms, dtype=float), shape[0])
+    rows = np.repeat(times.rows, shape[1])
+    tokens = prefill * np.broadcast_to(prefills, shape).ravel()
+    at_arms = _parts(rows * (1.0 + lengths), added_s.ravel(), np.minimum(lengths, 1.0), tokens)
+    seconds_of_mixed: Floats = (at_arms @ weights).reshape(shape)
+    return seconds_of_mixed
+
+
+def _weights(parts: Floats, seconds: Floats, trust: Floats) -> Floats:
+    """Of each part of steps with prefill which took so many `seconds` and weigh `trust`; that of drafting is _MOST_DRAFTING at
+    most, and the others are what they are beside it."""
     size = np.abs(parts).mean(axis=0)
     scale = np.where(size > 0.0, size, 1.0)
     relative = parts / scale / seconds[:, None]
     gram = (relative * trust[:, None]).T @ relative + np.diag(_RIDGE**2)
-    weights = non_negative_least_squares(gram, trust @ relative) / scale
-    lengths = np.tile(np.array(arms, dtype=float), shape[0])
-    rows = np.repeat(times.rows, shape[1])
-    tokens = prefill * np.broadcast_to(prefills, shape).ravel()
-    seconds_of_mixed: Floats = (_parts(rows * (1.0 + lengths), lengths, tokens) @ weights).reshape(shape)
-    return seconds_of_mixed
+    target = trust @ relative
+    weights: Floats = non_negative_least_squares(gram, target) / scale
+    if weights[_DRAFTING] > _MOST_DRAFTING:
+        others = np.arange(len(weights)) != _DRAFTING
+        weights[_DRAFTING] = _MOST_DRAFTING
+        left = target[others] - gram[others, _DRAFTING] * _MOST_DRAFTING * scale[_DRAFTING]
+        weights[others] = non_negative_least_squares(gram[np.ix_(others, others)], left) / scale[others]
+    return weights
 
 
 def long_prefill(
@@ -200,6 +223,7 @@ def _tokens_per_row(evidence: Evidence, arms: Sequence[int], emitted: Floats | N
     return np.array([evidence.tokens_per_row(arm) for arm in arms])[None, :] if emitted is None else emitted
 
 
-def _parts(verified: Floats, lengths: Floats, prefill: Floats) -> Floats:
-    """(steps, parts), of steps that verify so many tokens of decode rows, drafts among them, draft K and compute a prefill."""
-    return np.stack([np.ones_like(verified), verified + prefill, lengths, prefill * (lengths > 0)], axis=1)
+def _parts(verified: Floats, adds_s: Floats, drafts: Floats, prefill: Floats) -> Floats:
+    """(steps, parts), of steps that verify so many tokens of decode rows, drafts among them, draft a K that adds so much to a pure
+    decode step, or nothing (`drafts` is 1 or 0), and compute a prefill."""
+    return np.stack([np.ones_like(verified), verified + prefill, adds_s, prefill * drafts], axis=1)

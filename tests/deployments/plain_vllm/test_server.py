@@ -118,7 +118,7 @@ def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Host:
         "prepare": lambda *_: prepared,
         "start_steered": start_steered,
         "with_kwargs": lambda *_: ARGUMENTS,
-        "configured": lambda *_: None,
+        "configured": lambda *_: SimpleNamespace(speculative_config=None),
         "observe_load": lambda *_: None,
         "group_of": lambda *_, **__: GroupKey(target="m"),
         "missing_hooks": lambda: None,

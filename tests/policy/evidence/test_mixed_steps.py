@@ -132,6 +132,27 @@ def test_steps_at_off_alone_already_tell_what_a_verified_token_costs_beside_a_pr
     assert found == pytest.approx(0.01 * verifying, rel=0.3)
 
 
+@given(ran=st.sampled_from([1, 3, 5]), read_s=st.floats(1e-5, 1e-4))
+def test_one_k_beside_prefill_tells_what_the_drafter_takes_to_read_prompts_and_so_what_any_other_k_costs_there(
+    ran: int, read_s: float
+) -> None:
+    def seconds(rows: float, length: int, prefill: float) -> float:
+        return mixed_seconds(rows, length, prefill) + read_s * prefill * (length > 0)
+
+    mixed = {
+        cell: one._replace(
+            seconds=200.0 * seconds(one.rows / 200.0, cell.num_speculative_tokens, 600.0), prefill_tokens=200.0 * 600.0
+        )
+        for cell, one in mixed_cells(lengths=(0, ran)).items()
+    }
+    known, bucket = evidence(mixed), 8
+    times = predict_step_times(known.cells, ARMS, buckets_up_to(KEY.max_num_seqs), KEY.max_num_seqs, 0.0)
+    found = predicted_seconds(known, times, ARMS)
+    assert found is not None
+    for place, length in enumerate(ARMS):
+        assert found[bucket, place] == pytest.approx(seconds(times.rows[bucket], length, 600.0), rel=0.08)
+
+
 @pytest.mark.parametrize("known", [evidence({}), evidence(mixed_cells(), steps_per_token=0.0)], ids=["none seen", "none come"])
 def test_nothing_is_charged_where_nothing_prefills(known: Evidence) -> None:
     assert not charged(known).any()
