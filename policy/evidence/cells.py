@@ -181,6 +181,11 @@ class Evidence:
         """Whether acceptance by position does not tell what a shorter or longer K emits: the cells then hold tokens instead."""
         return any(known.generated_tokens for known in self.cells.values())
 
+    @property
+    def ran(self) -> frozenset[int]:
+        """The K that ran in any step, those with prefill among them."""
+        return frozenset(cell.num_speculative_tokens for cell in (*self.cells, *self.mixed_cells))
+
     def is_measured(self, bucket: int, num_speculative_tokens: int, calibration_clean_steps: int) -> bool:
         """Whether the cell's step time was measured in earnest."""
         cell = self.cells.get(Cell(bucket, num_speculative_tokens))

@@ -49,7 +49,7 @@ def fleet_plan(view: GroupView, model: GoodputModel) -> GroupPlan:
     margin = view.settings.switch_margin
     chosen = choose_cold(model, present.pure, view) if is_cold else choose(model, present.pure, margin)
     most_tokens = ArmPair(chosen, choose_mixed(model, chosen, *present))
-    may_differ = not (is_cold or view.waits.is_nobody) and only_length(view.evidence, view.arms) is None
+    may_differ = not (is_cold or view.waits.is_nobody) and len(view.evidence.ran) > 1  # one K alone tells nothing of others
     sleeps = view.drafter_sleeps
     if may_differ and view.settings.objective == "latency":
         least_time = choose_for_latency(model, view.evidence, view.waits, present, drafter_sleeps=sleeps)

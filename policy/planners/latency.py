@@ -122,7 +122,7 @@ def choose_for_latency(
         for_compute = share * (waits.mean_waiting + to_come) + waits.mean_prefilling
         at_stake_s = (requests + to_come) * step_s
         saved_pure = saved_request_seconds(tokens, added_pure, rows, token_s, engine_s, for_slot, nobody)
-        saved_pure -= at_stake_s[:, None] * doubt
+        saved_pure -= (requests + to_come)[:, None] * pure_s * doubt  # what is in doubt is how long such a step takes
         saved_mixed = saved_request_seconds(tokens, added_mixed, rows, token_s, engine_s, for_slot, for_compute)
         saved = (1.0 - share)[:, None, None] * saved_pure[:, :, None] + share[:, None, None] * saved_mixed[:, None, :]
         before, chosen = chosen, _best(np.where(may_run, saved, -np.inf), present, at_stake_s)

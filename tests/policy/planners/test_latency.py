@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
 from nightjar.policy.evidence.waits import NO_WAITS, Waits
 from nightjar.policy.planners import fleet
 from nightjar.policy.planners.base import GroupPlan, GroupView
@@ -296,6 +297,25 @@ def test_before_a_step_with_prefill_or_off_was_measured_both_objectives_make_the
     for found in (no_prefill, cold):
         by_objective = [plan_for(view_of(BESIDE_PREFILL, one).with_evidence(found)) for one in OBJECTIVES]
         assert by_objective[0] == by_objective[1]
+
+
+def off_alone(known: Evidence) -> dict[Cell, CellEvidence]:
+    """Of its pure decode steps those at K = 0."""
+    return {cell: one for cell, one in known.cells.items() if not cell.num_speculative_tokens}
+
+
+def test_a_k_that_ran_beside_prefill_alone_may_save_time_and_how_long_a_pure_step_takes_is_in_doubt_for_that_step_only() -> None:
+    known = evidence(mixed_cells(), 0.05)
+    seen = replace(known, cells=off_alone(known))
+    assert lengths(view_of(BESIDE_PREFILL, "throughput").with_evidence(seen)) == (0, 0)
+    assert min(lengths(view_of(BESIDE_PREFILL).with_evidence(seen))) > 0
+
+
+def test_before_any_k_above_0_ran_both_objectives_make_the_same_plan() -> None:
+    known = evidence(mixed_cells(lengths=(0,)), 0.05)
+    seen = replace(known, cells=off_alone(known))
+    plans = [plan_for(view_of(BESIDE_PREFILL, one).with_evidence(seen)) for one in OBJECTIVES]
+    assert plans[0] == plans[1]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
