@@ -236,13 +236,12 @@ def _mask() -> torch.Tensor:
 
 def _block(target: Weights, num_layers: int) -> Weights:
     """A DFlash draft: its keys say nothing but where they stand, and its values are tokens' embeddings, the mask's left out."""
-    embedding, head_size = target["model.embed_tokens.weight"], HIDDEN // HEADS
-    half = head_size // 2
-    mask = _mask() / _mask().norm()
-    without_mask = torch.eye(HIDDEN) - torch.outer(mask, mask)
-    next_token = (embedding @ target["lm_head.weight"].T).argmax(dim=1)
-    second = target["lm_head.weight"][next_token[next_token]]
-    maps = (torch.eye(HIDDEN), torch.linalg.lstsq(embedding, second).solution.T)
+    embedding, logits = target["model.embed_tokens.weight"].double(), target["lm_head.weight"].double()
+    head_size, half = HIDDEN // HEADS, HIDDEN // HEADS // 2
+    mask = _mask().double()
+    without_mask = torch.eye(HIDDEN).double() - torch.outer(mask, mask) / mask.dot(mask)
+    next_token = (embedding @ logits.T).argmax(dim=1)
+    maps = (torch.eye(HIDDEN).double(), torch.linalg.lstsq(embedding, logits[next_token[next_token]]).solution.T)
     angles = 10000.0 ** -(torch.arange(half) / half)  # of rotary positions: each key is the same, each query is turned back by one
     key = torch.cat([torch.ones(half), torch.zeros(half)]).repeat(HEADS)
     query = torch.cat([angles.cos(), -angles.sin()]).repeat(HEADS)
@@ -253,7 +252,7 @@ def _block(target: Weights, num_layers: int) -> Weights:
             "self_attn.q_proj.bias": query,
             "self_attn.k_proj.weight": torch.zeros(HIDDEN, HIDDEN),
             "self_attn.k_proj.bias": key,
-            "self_attn.v_proj.weight": values @ without_mask,
+            "self_attn.v_proj.weight": ((values @ without_mask).round(decimals=5) + 0.0).float(),  # the last bits are the machine's
             "self_attn.v_proj.bias": torch.zeros(HIDDEN),
             "self_attn.o_proj.weight": gain * torch.eye(HIDDEN),
             "self_attn.o_proj.bias": torch.zeros(HIDDEN),

@@ -133,14 +133,11 @@ BY_RAY: Final = (
     Combination(2, "async", SEPARATE_DRAFT_MODEL, ranks=2, executor="ray"),
 )
 COMPILED: Final = (
-    *(
-        Combination(2, "async", drafter, compiled="piecewise")
-        for drafter in (SEPARATE_DRAFT_MODEL, "eagle", "eagle3", "mtp", "dflash", "dspark")
-    ),
+    *(Combination(2, "async", drafter, compiled="piecewise") for drafter in (SEPARATE_DRAFT_MODEL, "eagle", "eagle3", "mtp")),
     Combination(2, "sync", "ngram", compiled="piecewise"),
     Combination(1, "sync", SEPARATE_DRAFT_MODEL, compiled="whole"),
 )
-"""Each steered drafter once, and the engine that a CPU serves with."""
+"""Each steered drafter that drafts token by token once, and the engine that a CPU serves with."""
 BESIDE: Final = (
     Combination(2, "async", SEPARATE_DRAFT_MODEL, beside="sliding-window"),
     Combination(2, "async", SEPARATE_DRAFT_MODEL, beside="kv-connector"),
