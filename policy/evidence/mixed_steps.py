@@ -21,7 +21,8 @@ from nightjar.policy.evidence.step_time import StepTimes, non_negative_least_squ
 SHARE_HALF_LIFE_S: Final = 60.0
 """How long the mix of prompts and answers is remembered: longer than a burst, shorter than a change of regime."""
 SHARE_LEAST_STEPS: Final = 30.0
-"""Steps with prefill that time alone does not make less of: where one takes ten seconds, a minute holds too few for a share."""
+"""Steps that a share is of at least. Time alone does not make less of so many steps with prefill: where one takes ten seconds, a
+minute holds too few."""
 TRUST_STEPS: Final = 10.0
 """Mixed steps of a cell at which its mean weighs half: prompts differ, so few of them say little."""
 LATE_SHARE: Final = 0.01
@@ -47,8 +48,9 @@ class MixedShare(NamedTuple):
 
     @property
     def of_steps(self) -> float:
-        """Of the steps that cells count, those with prefill beside decode rows: the others are clean."""
-        return self.steps / self.counted_steps if self.counted_steps else 0.0
+        """Of the steps that cells count, those with prefill beside decode rows: the others are clean. 0 until there are enough of
+        them: every load begins with prompts."""
+        return self.steps / self.counted_steps if self.counted_steps >= SHARE_LEAST_STEPS else 0.0
 
     def after(
         self, steps: float, prefill_tokens: float, tokens: float, answers: float, counted_steps: float, elapsed_s: float
@@ -88,10 +90,10 @@ def per_token(shares: Iterable[MixedShare]) -> tuple[float, float, float]:
 def share_of_steps(shares: Iterable[MixedShare]) -> float:
     """Of the steps that cells count, those with prefill beside decode rows: the median replica's share; 0 without any.
 
-    >>> share_of_steps([MixedShare(steps=9.0, counted_steps=10.0), MixedShare(steps=1.0, counted_steps=4.0), MixedShare()])
-    0.575
+    >>> share_of_steps([MixedShare(steps=30.0, counted_steps=40.0), MixedShare(steps=10.0, counted_steps=40.0), MixedShare()])
+    0.5
     """
-    return median([share.of_steps for share in shares if share.counted_steps] or [0.0])
+    return median([share.of_steps for share in shares if share.counted_steps >= SHARE_LEAST_STEPS] or [0.0])
 
 
 def mixed_costs(

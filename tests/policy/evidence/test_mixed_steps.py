@@ -209,7 +209,7 @@ def test_positions_beside_prefill_are_counted_where_no_row_verified_more_than_k_
     assert (drafts.reached, drafts.accepted, drafts.draft_tokens) == ((4, 2, 2), (3, 1, 0), 8)
 
 
-@pytest.mark.parametrize(("clean_steps", "known"), [(5, (0.6, 0.3)), (10, ())])
+@pytest.mark.parametrize(("clean_steps", "known"), [(20, (0.6, 0.3)), (40, ())])
 def test_acceptance_is_learned_beside_prefill_where_most_steps_have_it(clean_steps: int, known: tuple[float, ...]) -> None:
     clean = CellCounters(
         batch_bucket=1,
@@ -223,20 +223,25 @@ def test_acceptance_is_learned_beside_prefill_where_most_steps_have_it(clean_ste
         batch_bucket=1,
         num_speculative_tokens=2,
         prefill=True,
-        steps=10,
-        step_seconds=0.5,
-        decode_rows=20,
-        prefill_tokens=900,
-        draft_tokens=40,
-        reached=(20, 20),
-        accepted=(12, 6),
+        steps=40,
+        step_seconds=0.8,
+        decode_rows=80,
+        prefill_tokens=3600,
+        draft_tokens=160,
+        reached=(80, 80),
+        accepted=(48, 24),
     )
-    counters = Counters(engine_id="engine-1", step_count=20, cells=(clean, mixed))
+    counters = Counters(engine_id="engine-1", step_count=80, cells=(clean, mixed))
     report = Replica("a", batch=2).report()
     report = report.model_copy(update={"snapshot": report.snapshot.model_copy(update={"counters": counters})})
     state, ignored = observe(FleetState(), report, 0.0, AUTO)
     assert ignored == ""
     assert state.replicas["a"].new_evidence.acceptance.measured() == pytest.approx(known)
+
+
+def test_a_load_begins_with_prompts_and_a_share_is_of_enough_steps() -> None:
+    assert MixedShare(steps=29.0, counted_steps=29.0).of_steps == 0.0
+    assert MixedShare(steps=30.0, counted_steps=30.0).of_steps == 1.0
 
 
 def test_the_share_of_a_group_is_its_median_replicas() -> None:

@@ -66,6 +66,6 @@ def test_plans_go_by_what_ran_beside_prefill_only_where_most_steps_have_it() -> 
 
 @given(st.lists(st.floats(0.0, 1.0), min_size=3, max_size=9))
 def test_inv_10_no_single_replica_decides_whether_most_steps_have_prefill(shares: list[float]) -> None:
-    honest = [MixedShare(steps=share, counted_steps=1.0) for share in shares]
-    liars = [share_of_steps([*honest, MixedShare(steps=steps, counted_steps=1.0)]) for steps in (0.0, 1.0)]
+    honest = [MixedShare(steps=64.0 * share, counted_steps=64.0) for share in shares]
+    liars = [share_of_steps([*honest, MixedShare(steps=steps, counted_steps=64.0)]) for steps in (0.0, 64.0)]
     assert min(shares) <= min(liars) <= max(liars) <= max(shares)
