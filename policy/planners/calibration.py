@@ -48,6 +48,9 @@ MOST_MIXED_SHARE: Final = 0.3
 """Of steps, as the cost of a measurement has it: where hardly a step is clean, its deadline ends it. With a half, so four times the
 steps, 32B stayed off at batch 34 (retrieval beside chat) where drafting gives 7 % more."""
 
+MOST_BESIDE_PREFILL: Final = 0.5
+"""Share of the time with decode rows in which prompts are computed: above it a sleeping drafter's group measures no K again."""
+
 
 class Measurement(NamedTuple):
     """A cell worth measuring: what knowing it may gain (share of goodput, and tokens a second of one replica that runs in its
@@ -80,6 +83,7 @@ def measurements(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.i
     untried = [is_mixed and not view.is_measured_beside_prefill(length) for length in model.arms]
     improvement[:, untried] = np.maximum(improvement[:, untried], STALE_IMPROVEMENT)
     improvement = np.where(model.may_be_tried, improvement, 0.0)
+    improvement[:, _waits_for_quiet(view)] = 0.0
     for bucket, length, _ in view.resting:
         if length in model.arms:
             improvement[bucket, model.arms.index(length)] = 0.0
@@ -102,6 +106,16 @@ def measurements(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.i
         if found:
             wanted[bucket] = tuple(sorted(found, key=lambda one: (-one.improvement / (one.cost_tokens + 1.0), one.cell)))
     return wanted
+
+
+def _waits_for_quiet(view: GroupView) -> list[bool]:
+    """(arms,): K that ran in pure decode steps, while users' time decides and most of it goes into steps with prefill.
+
+    To know pure steps better is worth little then, and a drafter that sleeps while off is measured misses whole prompts.
+    """
+    is_quiet = view.settings.objective != "latency" or view.waits.share_beside_prefill <= MOST_BESIDE_PREFILL
+    ran = {cell.num_speculative_tokens for cell in view.evidence.cells}
+    return [not is_quiet and view.drafter_sleeps and arm in ran for arm in view.arms]
 
 
 def _steps_per_clean_step(view: GroupView, model: GoodputModel) -> Floats:

@@ -24,6 +24,7 @@ from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
 from nightjar.policy.evidence.waits import NO_WAITS, Waits
 from nightjar.policy.planners import fleet
 from nightjar.policy.planners.base import GroupPlan, GroupView
+from nightjar.policy.planners.calibration import measurements
 from nightjar.policy.planners.fleet import all_reasons, causes_at, fleet_plan
 from nightjar.policy.planners.latency import (
     MARGIN,
@@ -309,6 +310,20 @@ def test_a_k_that_ran_beside_prefill_alone_may_save_time_and_how_long_a_pure_ste
     seen = replace(known, cells=off_alone(known))
     assert lengths(view_of(BESIDE_PREFILL, "throughput").with_evidence(seen)) == (0, 0)
     assert min(lengths(view_of(BESIDE_PREFILL).with_evidence(seen))) > 0
+
+
+@pytest.mark.parametrize(("objective", "sleeps"), [("latency", True), ("throughput", True), ("latency", False)])
+def test_while_prompts_take_most_of_the_time_no_k_is_measured_again_that_makes_a_drafter_sleep_over_them(
+    objective: Objective, sleeps: bool
+) -> None:
+    old = {cell: one._replace(measured_at_s=-1e5) for cell, one in evidence(mixed_cells(), 0.05).cells.items()}
+    view = view_of(BESIDE_PREFILL, objective, drafter_sleeps=sleeps).with_evidence(
+        replace(evidence(mixed_cells(), 0.05), cells=old)
+    )
+    planned = np.full(len(view.buckets), 2)
+    wanted = measurements(view, view.goodput_model(), planned)
+    assert bool(wanted) is not (objective == "latency" and sleeps)
+    assert measurements(replace(view, waits=NO_WAITS), view.goodput_model(), planned)
 
 
 def test_before_any_k_above_0_ran_both_objectives_make_the_same_plan() -> None:
