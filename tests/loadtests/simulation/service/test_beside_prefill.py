@@ -30,10 +30,10 @@ def steps_by_length() -> dict[int, int]:
     settings = parse_operator_settings({"mode": "auto", "allowed_num_speculative_tokens": LENGTHS})
     scenario = Scenario(
         profile=nominal.profile,
-        workload=workload(nominal, Regime((Phase("held", 400.0, users=24),))),
+        workload=workload(nominal, Regime((Phase("held", 800.0, users=24),))),
         planner=PlannerChoice("fleet", operator=settings),
-        duration_s=400.0,
-        warm_up_s=200.0,
+        duration_s=800.0,
+        warm_up_s=400.0,
         replicas=1,
         seed=1,
     )
