@@ -38,6 +38,7 @@ from nightjar.cluster.storage.learned_file import (
     to_text,
 )
 from nightjar.cluster.storage.recorder import Moment, Recorder
+from nightjar.cluster.telemetry.logs import log_plain_tracebacks
 from nightjar.cluster.telemetry.metrics import PUBLISH_PERIOD_S
 from nightjar.cluster.telemetry.policy_metrics import PolicyNumbers, policy_numbers
 from nightjar.policy.controller import Controller
@@ -84,6 +85,7 @@ class PolicyService:
         other_versions: OtherVersions | None = None,
         memory_kills: MemoryKills | None = None,
     ) -> None:
+        log_plain_tracebacks()
         self._checkpoint = Checkpoint(store)
         self._others = other_versions or OtherVersions(no_other_actors)
         self._clock = clock

@@ -22,6 +22,7 @@ from nightjar.cluster.api.access import configured_token, reader_tokens
 from nightjar.cluster.api.http_client import ROUTE_PREFIX
 from nightjar.cluster.api.policy_api import create_policy_api
 from nightjar.cluster.policy_thread import PolicyThread
+from nightjar.cluster.telemetry.logs import log_plain_tracebacks
 from nightjar.cluster.telemetry.metrics import Backend
 from nightjar.deployments.engine.engine_folder import EngineFolder
 from nightjar.deployments.engine.environment import is_on_cpu
@@ -78,6 +79,7 @@ class SteeredServer:
         backend: Callable[[Mapping[str, str]], Backend],
         place: str,
     ) -> None:
+        log_plain_tracebacks()
         self._theirs = theirs
         self._their_build_app = their_build_app
         self._policy = policy

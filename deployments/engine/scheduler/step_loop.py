@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import structlog
 
+from nightjar.cluster.telemetry.logs import log_plain_tracebacks
 from nightjar.deployments.engine.scheduler.draft_slots import DraftSlots
 from nightjar.deployments.engine.scheduler.drafting import Drafting
 from nightjar.deployments.engine.scheduler.step_note import (
@@ -65,6 +66,7 @@ class StepLoop:
         why_in_sync: str = "",
         draft_slots: DraftSlots | None = None,
     ) -> None:
+        log_plain_tracebacks()
         self._engine_id = engine_id or uuid4().hex
         self.drafting = drafting
         self._in_sync = DrafterCounters(reason=why_in_sync)

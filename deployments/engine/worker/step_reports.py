@@ -16,6 +16,8 @@ import structlog
 import torch
 from vllm.v1.outputs import AsyncModelRunnerOutput
 
+from nightjar.cluster.telemetry.logs import log_plain_tracebacks
+
 log = structlog.get_logger(__name__)
 
 MAX_REASON_CHARACTERS: Final = 500
@@ -26,6 +28,7 @@ class StepReports:
     """One worker's, of an engine of `num_ranks` workers."""
 
     def __init__(self, num_ranks: int) -> None:
+        log_plain_tracebacks()
         self._num_ranks = num_ranks
         self._reasons: dict[str, str] = {}
 
