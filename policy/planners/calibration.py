@@ -80,10 +80,10 @@ def measurements(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.i
             improvement[bucket, rival] = max(improvement[bucket, rival], STALE_IMPROVEMENT)
         for unseen in _unseen(view, model, bucket, int(arm), gain[bucket]):
             improvement[bucket, unseen] = max(improvement[bucket, unseen], min(STALE_IMPROVEMENT, max(most[bucket, unseen], 0.0)))
+    improvement[:, _waits_for_quiet(view)] = 0.0
     untried = [is_mixed and not view.is_measured_beside_prefill(length) for length in model.arms]
     improvement[:, untried] = np.maximum(improvement[:, untried], STALE_IMPROVEMENT)
     improvement = np.where(model.may_be_tried, improvement, 0.0)
-    improvement[:, _waits_for_quiet(view)] = 0.0
     for bucket, length, _ in view.resting:
         if length in model.arms:
             improvement[bucket, model.arms.index(length)] = 0.0
