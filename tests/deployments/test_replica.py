@@ -171,7 +171,7 @@ async def test_each_rank_has_an_agent_that_reports_of_it_and_series_of_its_own(m
     node = SimpleNamespace(get_node_id=lambda: "n")
     monkeypatch.setattr(replica_control, "ray", SimpleNamespace(get_runtime_context=lambda: node))
     exported: list[dict[str, str]] = []
-    monkeypatch.setattr("nightjar.cluster.telemetry.metrics.RayBackend", exported.append)
+    monkeypatch.setattr("nightjar.cluster.telemetry.ray_backend.RayBackend", exported.append)
     policy, core = FakePolicy(), RankedCore()
     control: Any = ReplicaControl.__new__(ReplicaControl)
     control._policy, control._replica_id, control._application, control._deployment = policy, "chat#LLM#x1y2", "chat", "LLM"

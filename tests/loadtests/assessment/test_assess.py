@@ -72,7 +72,7 @@ def test_the_sample_that_ships_needs_no_prometheus_and_says_that_it_is_simulated
     done = CliRunner().invoke(app, ["assess", "--sample", "--profile", "qwen-32b-0.5b-2xl20", "--page", str(page)])
     assert done.exit_code == 0, done.stderr
     assert done.stdout.startswith("simulated-32b: 2 engines, 2026-01-01 00:00 to 2026-01-01 01:30 UTC, 3.0 busy engine hours")
-    assert "The planner would have given +12.0 % tokens a second (+6.4 % to +14.9 %)" in done.stdout
+    assert "The planner would have given +11.9 % tokens a second (+6.3 % to +14.8 %)" in done.stdout
     assert "a simulated service" in done.stderr
     assert "not a measured one" in page.read_text()
 
@@ -266,7 +266,7 @@ def test_without_a_profile_it_names_those_that_ship_with_how_they_fit(fixed: Rec
     assert done.exit_code == 0, done.stderr
     assert "No gain is given: no profile of step times was named (--profile)" in done.stdout
     (own,) = (line for line in done.stdout.splitlines() if line.startswith("- cpu-smollm2"))
-    assert "these steps take 1.0" in own
+    assert 0.97 < float(own.partition("these steps take ")[2].partition(" times")[0]) < 1.03
 
 
 def test_a_name_in_a_label_is_text_on_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
