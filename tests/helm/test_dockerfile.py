@@ -88,7 +88,7 @@ def test_which_image_of_a_tag_is_meant_is_said_by_whoever_builds() -> None:
 def test_targets_on_other_projects_images_are_of_the_versions_that_the_package_is_for() -> None:
     for target, name in ON_OTHERS.items():
         assert stages()[target].base == f"${{{name}}}@${{{name}_DIGEST}}"
-    assert f"vllm=={argument('VLLM').partition(':v')[2]}" in extras()["gpu"]
+    assert f"vllm=={argument('VLLM').partition(':v')[2]}" in extras()["vllm"]
     ray = argument("RAY_LLM").partition(":")[2].partition("-")[0]
     assert f"ray[serve]=={ray.rpartition('.')[0]}.*" in extras()["serve"]
     assert yaml.safe_load((CHART / "values.yaml").read_text())["rayVersion"] == ray
