@@ -75,7 +75,7 @@ def test_with_every_layer_but_steering_off_worker_and_drafter_are_vllms_and_k_is
     assert output.exists(), finished.stdout[-3000:] + finished.stderr[-6000:]
     found = json.loads(output.read_text())
     assert found["layers"] == ["steering"]
-    assert found["scheduler"] == "nightjar.deployments.engine.scheduler"
+    assert found["scheduler"] == "nightjar.deployments.engine.scheduler.steered"
     assert found["worker"] == "vllm.v1.worker.cpu_worker"
     assert found["drafter"] == "vllm.v1.spec_decode.draft_model"
     assert found["fault"] == ""
