@@ -2,8 +2,8 @@
 
 Goodput is rows * E(k) / step time, generated tokens a second; its logarithm splits into acceptance (one for all buckets) and
 step time (one for all prompts), so each is learned where it is cheapest. Where vLLM verifies fewer drafts than K, E(k) is that of
-the bucket (ceilings.py). Planner, exploration, the price of a restart and what
-engines are told for their guard (policy.step.guard) all read this one table.
+the bucket (ceilings.py). Planner, exploration, the price of a restart and what engines are told for their guard (policy.step.guard)
+all read this one table.
 """
 
 from __future__ import annotations
@@ -93,9 +93,7 @@ class GoodputModel:
     @cached_property
     def told_deviation(self) -> Floats:
         """(buckets, arms, arms): standard deviation of one arm's log goodput over another's, as people are told it (doubt.py)."""
-        if self.evidence is None:
-            return told_deviation(self.covariance, self.measured)
-        if self.evidence.is_censored:
+        if self.evidence is None or self.evidence.is_censored:
             return told_deviation(self.covariance, self.measured)
         arms, acceptance = self.arms, self.evidence.acceptance
         more = _of_tokens(arms, acceptance, self.at_s, ROWS_PER_REQUEST) - _of_tokens(arms, acceptance, self.at_s)

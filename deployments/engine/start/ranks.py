@@ -5,7 +5,7 @@ size 1, before it builds scheduler and workers (EngineCoreProc.run_engine_core, 
 to one of them. So each is steered, reports and holds leases by itself. Two things of vLLM's stand in the way. Its configuration
 drops the table of lengths wherever the size is above 1, without which a core captures graphs for its maximum K alone:
 `restore_table` puts it back between configuration and start. And a utility call is sent to every core and answers for the first:
-replica_control.py calls each by its identity.
+engine_control.py calls each by its identity.
 
 With a mixture of experts the ranks step together: all must run the same shapes, so their K would have to agree. Such an engine is
 served plainly, as is one whose cores another process starts. Fails open.
