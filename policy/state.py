@@ -266,7 +266,7 @@ class FleetState:
 def learned(state: FleetState) -> LearnedTables:
     """What is worth storing; the groups with the most evidence where not all fit."""
     ranked = sorted(
-        ((group_id, group) for group_id, group in state.groups.items() if group.evidence.cells),
+        ((group_id, group) for group_id, group in state.groups.items() if not group.evidence.is_empty),
         key=lambda item: (-sum(cell.steps for cell in item[1].evidence.cells.values()), item[0]),
     )
     stored, cells = [], 0
@@ -307,7 +307,7 @@ def with_learned(state: FleetState, tables: LearnedTables) -> FleetState:
     for stored in tables.groups:
         group_id = stored.key.group_id
         group = groups.get(group_id, GroupState(stored.key))
-        if not group.evidence.cells:
+        if group.evidence.is_empty:
             restarts = replace(group.restarts, catch_up=stored.catch_up)
             groups[group_id] = replace(group, evidence=stored.evidence(), restarts=restarts, is_remembered=True)
     return replace(state, groups=groups, next_segment_id=max(state.next_segment_id, tables.next_segment_id))

@@ -49,7 +49,7 @@ def decide(
     shared = Shared(MOST_REPLANS, state.next_segment_id, MayGrant.of(state, context.settings, now_s))
     outcomes: dict[str, GroupOutcome] = {}
     for group_id, group in sorted(state.groups.items(), key=lambda entry: entry[1].estimated_at_s):
-        if members[group_id] or group.evidence.cells or group.restarts.open_leases:
+        if members[group_id] or not group.evidence.is_empty or group.restarts.open_leases:
             outcomes[group_id] = decide_group(group_id, group, members[group_id], context, shared, rng)
             shared = outcomes[group_id].shared
     for outcome in outcomes.values():

@@ -156,6 +156,11 @@ class Evidence:
     mixed_share_of_steps: float = 0.0
 
     @property
+    def is_empty(self) -> bool:
+        """Whether no step of either kind was learned from."""
+        return not self.cells and not self.mixed_cells
+
+    @property
     def is_mostly_mixed(self) -> bool:
         """Whether most steps that can be measured in most replicas have prefill: there measurements are of such steps as well."""
         return self.mixed_share_of_steps > MOSTLY_MIXED

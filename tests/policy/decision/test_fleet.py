@@ -16,7 +16,7 @@ from nightjar.policy.intake import observe
 from nightjar.policy.learned import LearnedGroup, LearnedTables
 from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.planners import LOCAL_PLANNERS
-from nightjar.policy.state import FleetState, forgotten, learned, with_learned
+from nightjar.policy.state import FleetState, GroupState, forgotten, learned, with_learned
 from nightjar.policy.status.explanation import explain
 from nightjar.policy.status.fleet import fleet_status
 from nightjar.policy.wire.mode import Mode
@@ -236,6 +236,15 @@ def test_what_was_learned_survives_a_restart_through_the_wire() -> None:
     assert warm.planned(1) == best_length(1)
     assert not warm.dealt
     assert restored.next_segment_id > max(fleet.dealt)
+
+
+def test_a_group_all_of_whose_steps_have_prefill_is_stored_kept_without_replicas_and_read_back() -> None:
+    known = Evidence(mixed_cells={Cell(3, 2, prefill=True): CellEvidence(40.0, rows=200.0, seconds=2.0, prefill_tokens=9000.0)})
+    fleet = Fleet([], state=FleetState(groups={KEY.group_id: GroupState(KEY, known)}))
+    fleet.decide()
+    tables = learned(fleet.state)
+    restored = with_learned(FleetState(), LearnedTables.from_wire(tables.to_wire()))
+    assert restored.groups[KEY.group_id].evidence == known
 
 
 def test_a_fleet_that_forgot_measures_again_learns_no_step_twice_and_keeps_its_leases() -> None:
