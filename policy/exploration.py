@@ -32,7 +32,7 @@ PATIENT_SHARE: Final = 0.003
 """The same for measurements that can wait: a bucket whose plan is settled is not to pay for curiosity all day."""
 COLD_START_TOKENS_PER_ROW: Final = 100.0
 """Tokens a row that a group may lose before it earned an allowance, three times over in a
-group of three or more: all arms of a bucket or two."""
+group of three or more: all K of a bucket or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +311,7 @@ def _segment(segment_id: int, cell: Cell, view: GroupView) -> ExplorationSegment
     behind as soon as its first plan says off: there a segment runs at whatever batch comes, four times fuller at most."""
     bucket, k, beside_prefill = cell
     first, last = bucket_range(bucket, view.key.max_num_seqs)
-    if len(view.evidence.lengths) < 2:
+    if len(view.evidence.ks) < 2:
         first, last = 1, min(4 * last, view.key.max_num_seqs)
     return ExplorationSegment(
         segment_id=segment_id,

@@ -265,9 +265,9 @@ def _holds(check: Callable[[], None]) -> bool:
 
 
 def _check_cell(one: LearnedCell | LearnedMixedCell, key: GroupKey) -> None:
-    bucket, length, _ = one.cell
+    bucket, k, _ = one.cell
     highest = batch_bucket(key.max_num_seqs)
-    require(length <= key.max_num_speculative_tokens, one.cell, f"K above the group's {key.max_num_speculative_tokens}")
+    require(k <= key.max_num_speculative_tokens, one.cell, f"K above the group's {key.max_num_speculative_tokens}")
     require(bucket <= highest, one.cell, f"a bucket above {highest}, the last of max_num_seqs {key.max_num_seqs}")
     rows = one.decode_rows / one.steps
     first, last = bucket_range(bucket, key.max_num_seqs)

@@ -23,7 +23,7 @@ from nightjar.policy.state import FleetState, GroupState, Imported, ReplicaState
 
 MOST_SEED_STEPS: Final = 24.0
 """Clean steps that an imported cell, or the imported price of catching up, weighs at most: three measurements of eight, 1 % of a
-step time. Known well enough that a known arm is not measured again, and outvoted by a few seconds of work."""
+step time. Known well enough that a known K is not measured again, and outvoted by a few seconds of work."""
 MOST_SEED_ROWS: Final = GROUP_ROWS
 """Rows that imported acceptance weighs at most at each position: what a group's share weighs in what one replica expects."""
 REST_S: Final = 120.0

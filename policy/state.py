@@ -27,7 +27,7 @@ from nightjar.policy.operator.canary.trial import Trial
 from nightjar.policy.operator.freeze import Freeze
 from nightjar.policy.operator.overrides import ReplicaLimit
 from nightjar.policy.persistent_map import PersistentMap
-from nightjar.policy.planners.base import GroupPlan, only_length
+from nightjar.policy.planners.base import GroupPlan, only_k
 from nightjar.policy.planners.estimates import Estimate
 from nightjar.policy.restarts.leases import GroupRestarts, PlanGoodput
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, buckets_up_to
@@ -163,7 +163,7 @@ class GroupState:
 
     def goodput(self, estimate: Estimate | None, bucket: int, num_speculative_tokens: int) -> float | None:
         """Tokens a second that this K is predicted to give, by the estimate that a replica's plan stands on; else as measured."""
-        if estimate is not None and num_speculative_tokens in estimate.goodput_model.arms:
+        if estimate is not None and num_speculative_tokens in estimate.goodput_model.ks:
             return estimate.goodput_model.goodput_tokens_per_s(bucket, num_speculative_tokens)
         return self.evidence.goodput_tokens_per_s(bucket, num_speculative_tokens)
 
@@ -212,7 +212,7 @@ class GroupState:
         if mode.kind != "shadow":
             return ()
         only_observes = int(replica.report.steering is SteeringLevel.OBSERVING)
-        only = only_length(self.evidence, range(self.key.max_num_speculative_tokens + 1))
+        only = only_k(self.evidence, range(self.key.max_num_speculative_tokens + 1))
         if only is not None:
             return (because(Code.NOT_KNOWN, num_speculative_tokens=only, only_observes=only_observes),)
         doubtful = self._doubtful_gain(replica)
@@ -238,8 +238,8 @@ class GroupState:
         if replica.limit is None or not variant.why_apart or variant.estimate is None:
             return True
         model = variant.estimate.goodput_model
-        bucket, length, _ = cell
-        return length not in model.arms or bool(model.may_be_tried[bucket, model.arms.index(length)])
+        bucket, k, _ = cell
+        return k not in model.ks or bool(model.may_be_tried[bucket, model.ks.index(k)])
 
 
 @dataclass(frozen=True, slots=True)

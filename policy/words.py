@@ -84,10 +84,10 @@ class _Said:
     @property
     def k(self) -> str:
         """`K=3`, or `off`."""
-        return self.length("num_speculative_tokens")
+        return self.k_of("num_speculative_tokens")
 
-    def length(self, name: str) -> str:
-        """Another K."""
+    def k_of(self, name: str) -> str:
+        """The K of another number: `K=3`, or `off`."""
         return speculation(int(self[name]))
 
     @property
@@ -166,12 +166,12 @@ def _not_known(said: _Said) -> str:
     if "planned" not in said:
         return f"not known what other K give: only {said.k} ever ran here ({how})"
     predicted_gain = f"predicted {said['gain']:+.0%} ±{said['doubt']:.0%}"
-    return f"not known what {said.length('planned')} gives against {said.k}: {predicted_gain}, too little ran at this batch ({how})"
+    return f"not known what {said.k_of('planned')} gives against {said.k}: {predicted_gain}, too little ran at this batch ({how})"
 
 
 def _one_ran(said: _Said) -> str:
-    odds = "" if said.k == said.length("only") else " by the odds"
-    return f"{said.k}{odds}, what other K give is not known: only {said.length('only')} ever ran here"
+    odds = "" if said.k == said.k_of("only") else " by the odds"
+    return f"{said.k}{odds}, what other K give is not known: only {said.k_of('only')} ever ran here"
 
 
 def _too_small(said: _Said) -> str:
@@ -186,7 +186,7 @@ def _least_time(said: _Said) -> str:
 
 def _beside(said: _Said, pure: str, mixed: str) -> str:
     """The K beside prefill, where it is another."""
-    return f" and {said.length(mixed)} beside prefill" if said[pure] != said[mixed] else ""
+    return f" and {said.k_of(mixed)} beside prefill" if said[pure] != said[mixed] else ""
 
 
 def _off_best(said: _Said) -> str:
@@ -274,12 +274,12 @@ _WORDS: Final[Mapping[str, _Words]] = {
     ),
     Code.OBJECTIVE: lambda said: f"objective {said.text} {'of its application' if said['of_application'] else 'by hand'}",
     Code.COSTS_LESS: lambda said: f"beside prefill {said.k} costs less",
-    Code.BY_THE_ODDS: lambda said: f"by the odds: only {said.length('only')} ever ran here",
+    Code.BY_THE_ODDS: lambda said: f"by the odds: only {said.k_of('only')} ever ran here",
     Code.OWN_EVIDENCE: "its own evidence",
     Code.WITHIN: lambda said: f"within {said.limit}",
     Code.LIMITED: lambda said: f"K limited by {said.limit}",
     Code.LIMIT: lambda said: f"{said.limit}: no K runs whose steps may take longer",
-    Code.ALLOWS: lambda said: f"{said.limit} allows {said.k} where {said.length('without_limit')} would run",
+    Code.ALLOWS: lambda said: f"{said.limit} allows {said.k} where {said.k_of('without_limit')} would run",
     Code.RESTARTS: lambda said: f"restarts: {said['granted']:.0f} of {said['wished']:.0f} granted",
     Code.IMPORTED: lambda said: f"{said['cells']:.0f} of {said['of']:.0f} cells imported, not measured here",
 }

@@ -30,7 +30,7 @@ from nightjar.policy.operator.overrides import (
     with_overrides,
 )
 from nightjar.policy.planners import LEARNING_PLANNERS
-from nightjar.policy.planners.base import one_length
+from nightjar.policy.planners.base import one_k
 from nightjar.policy.priors import with_own_price
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.wire.cause import MAX_CAUSES, Causes, Code, because
@@ -240,11 +240,11 @@ def _planned(
 ) -> tuple[Plan, tuple[int, ...], int, Causes]:
     """The plan of a replica, the K that it allows, how many steps a K is held before it rises, and why."""
     key = group.key
-    arms = operator.arms(key.max_num_speculative_tokens, key.graph_tiers)
+    ks = operator.runnable_ks(key.max_num_speculative_tokens, key.graph_tiers)
     if replica.report.serving_plainly or mode.kind in {"off", "pin"}:
-        length, causes = _by_mode(mode, who, replica.report.serving_plainly, key)
-        table = Table(rows=one_length(length, key.max_num_seqs))
-        return table, tuple(sorted({length}.union(arms))), operator.dwell_steps, causes
+        k, causes = _by_mode(mode, who, replica.report.serving_plainly, key)
+        table = Table(rows=one_k(k, key.max_num_seqs))
+        return table, tuple(sorted({k}.union(ks))), operator.dwell_steps, causes
     variant = group.variant(replica)
     assert variant.plan is not None
     assert group.plan is not None
@@ -255,7 +255,7 @@ def _planned(
     plan = group_plan
     if variant.why_apart or mine:
         plan = Table(rows=rows, mixed_rows=mixed_rows, segments=mine, off_steps=group.off_steps)
-    allowed = tuple(sorted({row.num_speculative_tokens for row in (*rows, *mixed_rows)}.union(arms)))
+    allowed = tuple(sorted({row.num_speculative_tokens for row in (*rows, *mixed_rows)}.union(ks)))
     return plan, allowed, 0 if group.plan.local else operator.dwell_steps, causes
 
 

@@ -33,7 +33,7 @@ ROWS_PER_REQUEST: Final = 16.0
 code accepts twice what talk does. The planner follows those that run."""
 DRIFT_VARIANCE_PER_SECOND: Final = 0.1**2 / 120.0
 """How fast the conditional acceptance wanders while nobody looks, as a relative variance: 10 % in two minutes."""
-GROUP_ROWS: Final = 80.0
+GROUP_ROWS: Final = PRIOR_ROWS * ROWS_PER_INDEPENDENT_ROW
 """Rows that a group's share weighs as much as in what one of its replicas expects of its own traffic: twenty independent ones."""
 LEAST_DIFFERENCE: Final = 0.05
 """A replica whose S_1 is within this share of its group's has the same traffic: plans would not differ by more than a margin."""

@@ -14,7 +14,7 @@ from typing import Final, Self
 
 import numpy as np
 
-from nightjar.policy.evidence.robust import LEAST_REPLICAS, OUTLIER_DEVIATIONS, capped_weights
+from nightjar.policy.evidence.robust import LEAST_REPLICAS, LEAST_STEPS, OUTLIER_DEVIATIONS, capped_weights
 from nightjar.policy.wire.record import SignedSum
 
 PRIOR_ON_CPU: Final = (0.1, 0.005)
@@ -31,8 +31,6 @@ chunks, which would look free: a real CPU engine went from 0.1 s to 1 s a step t
 LEAST_PRIOR_SHARE: Final = 0.1
 """The prior is never scaled below this, nor a token priced below this share of it: noise must not make tokens free."""
 HALF_LIFE_STEPS: Final = 2_000.0
-LEAST_STEPS: Final = 1.0
-"""Steps with catch-up that a replica must have taken before it counts."""
 MOST_DISAGREEMENT: Final = 0.5
 """Contributions within e^0.5 of the median price count in any case: few steps scatter."""
 

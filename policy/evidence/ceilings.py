@@ -19,12 +19,11 @@ import numpy.typing as npt
 
 from nightjar.policy.evidence.acceptance import PRIOR_FIRST_ACCEPTANCE, PRIOR_ROWS, ROWS_PER_INDEPENDENT_ROW, drift
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Floats, table_of
+from nightjar.policy.evidence.step_time import ROWS_OCTAVES
 
 KEPT_DEVIATION: Final = 0.2
 """Standard deviation of the logarithm of a row's tokens between two ceilings that differ by a factor of two in 1 + K, beside the
 shape: a full engine may admit nearly all of one draft and hardly any of a second."""
-ROWS_OCTAVES: Final = 2.0
-"""Distance in doublings of the batch over which ceilings resemble each other, as for step times."""
 MOST_SHAPE_ROWS: Final = 200.0
 """Rows that one cell weighs as in the shape, however many it has: the shape is between all."""
 LEAST_VARIANCE: Final = 0.25
@@ -35,16 +34,16 @@ ALL_KEPT: Final = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class EmittedTokens:
-    """Tokens of a row and step by bucket and arm, the bonus token included."""
+    """Tokens of a row and step by bucket and K, the bonus token included."""
 
     tokens: Floats
-    """(buckets, arms), from 1 to 1 + K."""
+    """(buckets, ks), from 1 to 1 + K."""
     covariance: Floats
-    """(buckets, arms, arms), of their logarithms, among the arms of a bucket."""
+    """(buckets, ks, ks), of their logarithms, among the K of a bucket."""
 
 
-def predict_emitted(cells: Mapping[Cell, CellEvidence], arms: Sequence[int], rows: Floats, now_s: float) -> EmittedTokens:
-    """What `arms` emit in buckets of so many `rows`, as of `now_s`.
+def predict_emitted(cells: Mapping[Cell, CellEvidence], ks: Sequence[int], rows: Floats, now_s: float) -> EmittedTokens:
+    """What `ks` emit in buckets of so many `rows`, as of `now_s`.
 
     >>> seen = {Cell(3, 3): CellEvidence(100.0, -300.0, 400.0, generated_tokens=880.0)}
     >>> found = predict_emitted(seen, (0, 1, 3, 5), np.array([4.0]), 0.0)
@@ -54,11 +53,11 @@ def predict_emitted(cells: Mapping[Cell, CellEvidence], arms: Sequence[int], row
     [0.0, 0.15, 0.07, 0.17]
     """
     drafting = {cell: known for cell, known in cells.items() if cell.num_speculative_tokens and known.rows > 0.0}
-    asked_k = np.array(arms, dtype=float)
+    asked_k = np.array(ks, dtype=float)
     log_shape, growth = np.log(kept_at(PRIOR_FIRST_ACCEPTANCE, asked_k)), np.log2(1.0 + asked_k)
-    among_arms = KEPT_DEVIATION**2 * np.minimum.outer(growth, growth)
+    among_ks = KEPT_DEVIATION**2 * np.minimum.outer(growth, growth)
     if not drafting:
-        return _bounded(np.tile(log_shape, (len(rows), 1)), np.tile(among_arms, (len(rows), 1, 1)), asked_k)
+        return _bounded(np.tile(log_shape, (len(rows), 1)), np.tile(among_ks, (len(rows), 1, 1)), asked_k)
     k = np.array([cell.num_speculative_tokens for cell in drafting], dtype=float)
     sums = table_of(list(drafting.values()))
     mean = np.clip(sums["generated_tokens"] / sums["rows"], 1.0, 1.0 + k)
@@ -72,11 +71,11 @@ def predict_emitted(cells: Mapping[Cell, CellEvidence], arms: Sequence[int], row
     above_shape = np.log(mean) - np.log(kept_at(common, k))
     seen_growth, seen_rows = np.log2(1.0 + k), sums["rows"] / sums["steps"]
     gram = _alike(seen_rows, seen_rows) * KEPT_DEVIATION**2 * np.minimum.outer(seen_growth, seen_growth) + np.diag(noise)
-    # (buckets, arms, cells): what each measured cell has in common with each arm of each bucket.
+    # (buckets, ks, cells): what each measured cell has in common with each K of each bucket.
     across = _alike(rows, seen_rows)[:, None, :] * KEPT_DEVIATION**2 * np.minimum(growth[:, None], seen_growth[None, :])[None, :, :]
     log_tokens = np.log(kept_at(common, asked_k))[None, :] + across @ np.linalg.solve(gram, above_shape)
     told = np.linalg.solve(gram, across.reshape(-1, len(k)).T).T.reshape(across.shape)
-    return _bounded(log_tokens, among_arms[None, :, :] - across @ told.transpose(0, 2, 1), asked_k)
+    return _bounded(log_tokens, among_ks[None, :, :] - across @ told.transpose(0, 2, 1), asked_k)
 
 
 def acceptance_giving(tokens: Floats, k: Floats) -> Floats:

@@ -1,7 +1,7 @@
 """What a group has learned: step time by cell (batch bucket and K) and acceptance by position.
 
 Sums decay with the clean steps that arrive and lose weight with the time that passes without any, so that the fleet follows
-drift, an arm that does not run cannot look well known for ever, and memory stays O(groups). Acceptance is one for all
+drift, a K that does not run cannot look well known for ever, and memory stays O(groups). Acceptance is one for all
 cells: a cell needs only its step time measured, a dozen steps, not a thousand.
 """
 
@@ -166,7 +166,7 @@ class Evidence:
         return self.mixed_share_of_steps > MOSTLY_MIXED
 
     @property
-    def lengths(self) -> frozenset[int]:
+    def ks(self) -> frozenset[int]:
         """The K that ran, as far as plans go by it: in pure decode steps and, where most steps have prefill, in those."""
         mixed = self.mixed_cells if self.is_mostly_mixed else ()
         return frozenset(cell.num_speculative_tokens for cell in (*self.cells, *mixed))
@@ -176,10 +176,10 @@ class Evidence:
         return (self.mixed_cells if cell.prefill else self.cells).get(cell)
 
     @property
-    def only_length(self) -> int | None:
+    def only_k(self) -> int | None:
         """The one K that all of it is of; None where there are several, or none. Then nothing is known of any other K."""
-        lengths = self.lengths
-        return next(iter(lengths)) if len(lengths) == 1 else None
+        ks = self.ks
+        return next(iter(ks)) if len(ks) == 1 else None
 
     @property
     def is_censored(self) -> bool:
@@ -203,7 +203,7 @@ class Evidence:
         return steps >= MEASURED_SHARE * calibration_clean_steps
 
     def decode_rows(self, bucket: int) -> float | None:
-        """Mean rows of a step in the bucket, over all K: arms are compared at the same rows, or chance would favour the fuller.
+        """Mean rows of a step in the bucket, over all K, which are compared at the same rows, or chance would favour the fuller.
 
         None where the bucket has no evidence.
         """

@@ -43,8 +43,8 @@ def require(holds: bool, key: Cell, problem: str) -> None:
 
 def check_steps(key: Cell, group: GroupKey, steps: int, step_seconds: float, decode_rows: int) -> None:
     """Raise ImplausibleCountersError unless a cell of the group can have so many steps more."""
-    bucket, length, _ = key
-    require(length <= group.max_num_speculative_tokens, key, f"K above the group's {group.max_num_speculative_tokens}")
+    bucket, k, _ = key
+    require(k <= group.max_num_speculative_tokens, key, f"K above the group's {group.max_num_speculative_tokens}")
     require(bucket <= batch_bucket(group.max_num_seqs), key, f"a bucket above max_num_seqs {group.max_num_seqs}")
     require(steps > 0, key, f"{steps} steps more than before")
     mean_s = step_seconds / steps

@@ -18,7 +18,8 @@ from nightjar.policy.evidence.cells import Evidence, Floats
 
 UNMEASURED: Final = 0.2
 """Standard deviation of the logarithm of a gain, at least, where either K was not measured in that batch bucket: its variance grows
-by as much with each further bucket from the nearest where any was."""
+by as much with each further bucket from the nearest where any was. No smooth model knows that one engine takes as long for one
+draft token as for none, and twice as long for two (vLLM 0.32 on a CPU, 4 rows)."""
 BEYOND: Final = 3.0
 """Times that variance where a K is longer than any that was measured: nothing bounds what it takes from above."""
 MEASURED: Final = 0.03
@@ -26,15 +27,15 @@ MEASURED: Final = 0.03
 MEASURED_STEPS: Final = 8.0
 """Clean steps from which a K counts as measured."""
 DEVIATIONS: Final = 2.0
-"""On either side of a gain: what its interval holds."""
+"""On either side of a gain or a loss that people are told: what its interval holds."""
 
 Mask = npt.NDArray[np.bool_]
 
 
 def told_deviation(covariance: Floats, measured: Mask) -> Floats:
-    """(buckets, arms, arms): standard deviation that is told of the log goodput of one arm over another.
+    """(buckets, ks, ks): standard deviation that is told of the log goodput of one K over another.
 
-    `covariance` is that of the log goodput of one bucket's arms, `measured` says which arms ran in which buckets.
+    `covariance` is that of the log goodput of one bucket's K, `measured` says which K ran in which buckets.
     """
     own = np.diagonal(covariance, axis1=1, axis2=2)
     variance = np.maximum(own[:, :, None] + own[:, None, :] - 2.0 * covariance, 0.0)
@@ -46,21 +47,21 @@ def told_deviation(covariance: Floats, measured: Mask) -> Floats:
     return told
 
 
-def measured_arms(evidence: Evidence, arms: Sequence[int], buckets: int) -> Mask:
-    """(buckets, arms): whether engines ran the arm in the bucket for long enough to tell."""
-    measured = np.zeros((buckets, len(arms)), dtype=np.bool_)
-    places = {arm: place for place, arm in enumerate(arms)}
-    for (bucket, length, _), known in evidence.cells.items():
-        if known.steps >= MEASURED_STEPS and bucket < buckets and length in places:
-            measured[bucket, places[length]] = True
+def measured_ks(evidence: Evidence, ks: Sequence[int], buckets: int) -> Mask:
+    """(buckets, ks): whether engines ran the K in the bucket for long enough to tell."""
+    measured = np.zeros((buckets, len(ks)), dtype=np.bool_)
+    places = {k: place for place, k in enumerate(ks)}
+    for (bucket, k, _), known in evidence.cells.items():
+        if known.steps >= MEASURED_STEPS and bucket < buckets and k in places:
+            measured[bucket, places[k]] = True
     return measured
 
 
 def _least_variance(measured: Mask) -> Floats:
-    """(buckets, arms): of a gain over or of the arm; 0 where it was measured."""
-    buckets, arms = np.flatnonzero(measured.any(axis=1)), np.flatnonzero(measured.any(axis=0))
+    """(buckets, ks): of a gain over or of the K; 0 where it was measured."""
+    buckets, ks = np.flatnonzero(measured.any(axis=1)), np.flatnonzero(measured.any(axis=0))
     if not len(buckets):
         return np.full(measured.shape, BEYOND * UNMEASURED**2)
     away = np.abs(np.arange(len(measured))[:, None] - buckets[None, :]).min(axis=1)
-    beyond = np.where(np.arange(measured.shape[1]) > arms.max(), BEYOND, 1.0)
+    beyond = np.where(np.arange(measured.shape[1]) > ks.max(), BEYOND, 1.0)
     return np.where(measured, 0.0, UNMEASURED**2 * np.maximum(away, 1.0)[:, None] * beyond[None, :])

@@ -18,17 +18,15 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from nightjar.policy.evidence.cells import Cell, Evidence
+from nightjar.policy.evidence.doubt import DEVIATIONS, MEASURED_STEPS
 from nightjar.policy.evidence.goodput import GoodputModel
 
 MOST_DEVIATION: Final = 0.1
 """Standard deviation of the logarithm of the ratio of two K's goodputs, above which a bucket is not known."""
 MOST_LOG_RATIO: Final = 3.0
 """No K gives twenty times the tokens of another."""
-LEAST_STEPS: Final = 8.0
-"""Clean steps of the former K in any bucket of the group: a model that has seen none is sure of what it was told before."""
 LEAST_COMPARED: Final = 0.5
 """Share of the seconds of clean steps that must be known."""
-DEVIATIONS: Final = 2.0
 
 
 class Under(NamedTuple):
@@ -71,7 +69,9 @@ class Gained(NamedTuple):
 def measured(evidence: Evidence, imported: Container[Cell]) -> frozenset[int]:
     """The K that engines of the group itself have run for long enough to tell what they give."""
     return frozenset(
-        cell.num_speculative_tokens for cell, known in evidence.cells.items() if known.steps >= LEAST_STEPS and cell not in imported
+        cell.num_speculative_tokens
+        for cell, known in evidence.cells.items()
+        if known.steps >= MEASURED_STEPS and cell not in imported
     )
 
 
@@ -80,15 +80,15 @@ def gained(spent: Spent, model: GoodputModel, former: int, measured: Container[i
 
     Time at the former K itself saved nothing, without doubt. Doubts of two buckets add up: they come from the same few slopes.
     """
-    if former not in model.arms or former not in measured:
+    if former not in model.ks or former not in measured:
         return None
-    arm = model.arms.index(former)
-    log_ratio, deviation = model.gain(np.full(len(model.rows), arm, dtype=np.int64))
+    index = model.ks.index(former)
+    log_ratio, deviation = model.gain(np.full(len(model.rows), index, dtype=np.int64))
     compared_s = former_s = doubt_s = 0.0
     for (bucket, k, _), seconds in spent.cells.items():
-        if k not in model.arms or bucket >= len(model.rows):
+        if k not in model.ks or bucket >= len(model.rows):
             continue
-        place = bucket, model.arms.index(k)
+        place = bucket, model.ks.index(k)
         if not (deviation[place] <= MOST_DEVIATION and abs(log_ratio[place]) <= MOST_LOG_RATIO):  # also where it is no number
             continue
         compared_s += seconds

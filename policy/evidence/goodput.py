@@ -1,4 +1,4 @@
-"""What a group may expect of every arm in every batch bucket: log goodput, and how sure the difference of two arms is.
+"""What a group may expect of every K in every batch bucket: log goodput, and how sure the difference of two K is.
 
 Goodput is rows * E(k) / step time, generated tokens a second; its logarithm splits into acceptance (one for all buckets) and
 step time (one for all prompts), so each is learned where it is cheapest. Where vLLM verifies fewer drafts than K, E(k) is that of
@@ -19,7 +19,7 @@ import numpy.typing as npt
 from nightjar.policy.evidence.acceptance import ROWS_PER_INDEPENDENT_ROW, ROWS_PER_REQUEST, AcceptanceEvidence
 from nightjar.policy.evidence.ceilings import EmittedTokens
 from nightjar.policy.evidence.cells import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, Evidence
-from nightjar.policy.evidence.doubt import measured_arms, told_deviation
+from nightjar.policy.evidence.doubt import measured_ks, told_deviation
 from nightjar.policy.evidence.mixed_steps import charge
 from nightjar.policy.evidence.step_time import StepTimes
 from nightjar.policy.wire.record import MAX_BATCH_SIZE
@@ -41,12 +41,12 @@ class StepLimit:
 
     max_step_s: float
     expected_step_s: Floats
-    """(buckets, arms)."""
+    """(buckets, ks)."""
     most_step_s: Floats
-    """(buckets, arms): the same beyond doubt."""
+    """(buckets, ks): the same beyond doubt."""
 
     def keeps(self, step_s: Floats) -> npt.NDArray[np.bool_]:
-        """(buckets, arms): whether such steps keep the limit; those of off (the first arm) count as if they did."""
+        """(buckets, ks): whether such steps keep the limit; those of off (the first K) count as if they did."""
         within: npt.NDArray[np.bool_] = step_s <= self.max_step_s
         within[:, 0] = True
         return within
@@ -54,55 +54,55 @@ class StepLimit:
 
 @dataclass(frozen=True)
 class GoodputModel:
-    """Log goodput by bucket and arm. Arrays are never changed in place."""
+    """Log goodput by bucket and K. Arrays are never changed in place."""
 
-    arms: tuple[int, ...]
+    ks: tuple[int, ...]
     """The K that may run, ascending, 0 first."""
     log_goodput: Floats
-    """(buckets, arms), of generated tokens a second."""
+    """(buckets, ks), of generated tokens a second."""
     covariance: Floats
-    """(buckets, arms, arms), of the log goodput of one bucket's arms."""
+    """(buckets, ks, ks), of the log goodput of one bucket's K."""
     rows: Floats
     """(buckets,): decode rows that it is for."""
     tokens_per_row: Floats
-    """(buckets, arms): E(k)."""
+    """(buckets, ks): E(k)."""
     tokens_deviation: Floats
-    """(buckets, arms): standard deviation of log E(k)."""
+    """(buckets, ks): standard deviation of log E(k)."""
     limit: StepLimit | None = None
     """Where the operator limits a step."""
     mixed_costs: Floats | None = None
-    """(buckets, arms, arms): what each K in steps with prefill costs beside each K of pure decode steps (of mixed_steps)."""
+    """(buckets, ks, ks): what each K in steps with prefill costs beside each K of pure decode steps (of mixed_steps)."""
     evidence: Evidence | None = None
     at_s: float = 0.0
     """What it was made of, and when: for what people are told of it."""
     seconds: Floats | None = None
-    """(buckets, arms): of a pure decode step; None where nobody told."""
+    """(buckets, ks): of a pure decode step; None where nobody told."""
     mixed_seconds: Floats | None = None
     """The same of a step with the usual prefill; None before there was any."""
 
     @cached_property
     def allowed(self) -> npt.NDArray[np.bool_]:
-        """(buckets, arms): whether an arm keeps the operator's limit beyond doubt. Off always does: nothing is shorter."""
+        """(buckets, ks): whether a K keeps the operator's limit beyond doubt. Off always does: nothing is shorter."""
         return self._all if self.limit is None else self.limit.keeps(self.limit.most_step_s)
 
     @cached_property
     def may_be_tried(self) -> npt.NDArray[np.bool_]:
-        """(buckets, arms): whether an arm is expected to keep the limit: a few steps of it tell whether it does."""
+        """(buckets, ks): whether a K is expected to keep the limit: a few steps of it tell whether it does."""
         return self._all if self.limit is None else self.limit.keeps(self.limit.expected_step_s)
 
     @cached_property
     def told_deviation(self) -> Floats:
-        """(buckets, arms, arms): standard deviation of one arm's log goodput over another's, as people are told it (doubt.py)."""
+        """(buckets, ks, ks): standard deviation of one K's log goodput over another's, as people are told it (doubt.py)."""
         if self.evidence is None or self.evidence.is_censored:
             return told_deviation(self.covariance, self.measured)
-        arms, acceptance = self.arms, self.evidence.acceptance
-        more = _of_tokens(arms, acceptance, self.at_s, ROWS_PER_REQUEST) - _of_tokens(arms, acceptance, self.at_s)
+        ks, acceptance = self.ks, self.evidence.acceptance
+        more = _of_tokens(ks, acceptance, self.at_s, ROWS_PER_REQUEST) - _of_tokens(ks, acceptance, self.at_s)
         return told_deviation(self.covariance + more[None, :, :], self.measured)
 
     @cached_property
     def measured(self) -> npt.NDArray[np.bool_]:
-        """(buckets, arms): which arms engines ran for long enough to tell people of them; all where nothing says."""
-        return self._all if self.evidence is None else measured_arms(self.evidence, self.arms, len(self.rows))
+        """(buckets, ks): which K engines ran for long enough to tell people of them; all where nothing says."""
+        return self._all if self.evidence is None else measured_ks(self.evidence, self.ks, len(self.rows))
 
     @property
     def _all(self) -> npt.NDArray[np.bool_]:
@@ -110,7 +110,7 @@ class GoodputModel:
 
     @cached_property
     def limited(self) -> npt.NDArray[np.bool_]:
-        """(buckets,): whether the arm with the most goodput is one that the limit forbids."""
+        """(buckets,): whether the K with the most goodput is one that the limit forbids."""
         best = np.argmax(self.log_goodput, axis=1)
         limited: npt.NDArray[np.bool_] = ~self.allowed[np.arange(len(best)), best]
         return limited
@@ -121,11 +121,11 @@ class GoodputModel:
         return goodput
 
     def goodput_tokens_per_s(self, bucket: int, num_speculative_tokens: int) -> float:
-        """Expected generated tokens a second. Raises ValueError for a K that is not an arm."""
-        return self._goodput[bucket][self.arms.index(num_speculative_tokens)]
+        """Expected generated tokens a second. Raises ValueError for a K that may not run."""
+        return self._goodput[bucket][self.ks.index(num_speculative_tokens)]
 
     def upper_bound(self) -> Floats:
-        """(buckets, arms): log goodput that an arm cannot exceed beyond doubt, because a step never gets shorter with K.
+        """(buckets, ks): log goodput that a K cannot exceed beyond doubt, because a step never gets shorter with K.
 
         As long as the longest expected step of the shorter K, and with acceptance two standard deviations better than expected.
         """
@@ -137,7 +137,7 @@ class GoodputModel:
         return upper_bound
 
     def gain(self, present: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
-        """By bucket and arm: log goodput above that of the bucket's `present` arm (an index), and its standard deviation."""
+        """By bucket and K: log goodput above that of the bucket's `present` K (an index), and its standard deviation."""
         buckets = np.arange(len(present))
         gain = self.log_goodput - self.log_goodput[buckets, present][:, None]
         own = np.diagonal(self.covariance, axis1=1, axis2=2)
@@ -147,7 +147,7 @@ class GoodputModel:
 
 def step_limit(times: StepTimes, max_step_s: float, noise: float, prefill_s: Floats) -> StepLimit:
     """A limit, and the longer of two steps: pure decode with `noise` (standard deviation of the logarithm of its time), and one
-    with a long prompt, which adds `prefill_s` (buckets, arms; mixed_steps.long_prefill).
+    with a long prompt, which adds `prefill_s` (buckets, ks; mixed_steps.long_prefill).
     """
     doubt = np.sqrt(np.maximum(np.diagonal(times.covariance, axis1=1, axis2=2), 0.0))
 
@@ -162,7 +162,7 @@ def step_limit(times: StepTimes, max_step_s: float, noise: float, prefill_s: Flo
 
 
 def goodput_model(
-    arms: tuple[int, ...],
+    ks: tuple[int, ...],
     times: StepTimes,
     evidence: Evidence,
     mixed_costs: Floats | None,
@@ -171,22 +171,22 @@ def goodput_model(
     mixed_s: Floats | None = None,
     emitted: EmittedTokens | None = None,
 ) -> GoodputModel:
-    """The table for `arms`, whose step times were predicted as `times` from `evidence`, and `mixed_s` those with prefill.
+    """The table for `ks`, whose step times were predicted as `times` from `evidence`, and `mixed_s` those with prefill.
 
     `emitted` are the tokens of a row where acceptance by position does not tell.
     Each token takes longer by what its K costs in steps with prefill (`mixed_costs`, of mixed_steps).
     """
     if emitted is None:
         acceptance = evidence.acceptance
-        of_all = 1.0 + _counts(arms) @ np.array(acceptance.acceptance(arms[-1]))
+        of_all = 1.0 + _counts(ks) @ np.array(acceptance.acceptance(ks[-1]))
         tokens = np.broadcast_to(of_all, times.log_seconds.shape)
-        covariance = np.broadcast_to(_of_tokens(arms, acceptance, now_s), times.covariance.shape)
+        covariance = np.broadcast_to(_of_tokens(ks, acceptance, now_s), times.covariance.shape)
     else:
         tokens, covariance = emitted.tokens, emitted.covariance
     log_goodput = np.log(times.rows)[:, None] + np.log(tokens) - times.log_seconds
     log_goodput = log_goodput - np.log1p(charge(mixed_costs, times.log_seconds.shape) * np.exp(log_goodput))
     return GoodputModel(
-        arms,
+        ks,
         log_goodput,
         times.covariance + covariance,
         times.rows,
@@ -201,20 +201,20 @@ def goodput_model(
     )
 
 
-def _counts(arms: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    """(arms, positions): which draft positions each arm has."""
-    counts: npt.NDArray[np.bool_] = np.arange(1, arms[-1] + 1)[None, :] <= np.array(arms)[:, None]
+def _counts(ks: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """(ks, positions): which draft positions each K has."""
+    counts: npt.NDArray[np.bool_] = np.arange(1, ks[-1] + 1)[None, :] <= np.array(ks)[:, None]
     return counts
 
 
 def _of_tokens(
-    arms: tuple[int, ...],
+    ks: tuple[int, ...],
     acceptance: AcceptanceEvidence,
     now_s: float,
     rows_per_independent_row: float = ROWS_PER_INDEPENDENT_ROW,
 ) -> Floats:
-    """(arms, arms): covariance of log E(k)."""
-    survival, counts = acceptance.acceptance(arms[-1]), _counts(arms)
+    """(ks, ks): covariance of log E(k)."""
+    survival, counts = acceptance.acceptance(ks[-1]), _counts(ks)
     tokens = 1.0 + counts @ np.array(survival)
     of_survival = acceptance.covariance(survival, now_s, rows_per_independent_row)
     covariance: Floats = counts @ of_survival @ counts.T / np.outer(tokens, tokens)

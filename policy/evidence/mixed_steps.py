@@ -99,13 +99,13 @@ def share_of_steps(shares: Iterable[MixedShare]) -> float:
 def mixed_costs(
     evidence: Evidence,
     times: StepTimes,
-    arms: Sequence[int],
+    ks: Sequence[int],
     mixed_s: Floats | None,
     *,
     drafter_sleeps: bool,
     emitted: Floats | None = None,
 ) -> Floats | None:
-    """(buckets, arms, arms): seconds per generated token that K in steps with prefill (last axis) costs beside a K of pure decode
+    """(buckets, ks, ks): seconds per generated token that K in steps with prefill (last axis) costs beside a K of pure decode
     steps (the axis before); infinite for pairs that may not be. None while nobody knows. `mixed_s` is what `mixed_seconds` answers.
 
     A step with prefill takes its time, and the tokens that its rows generate need no pure decode step any more, as far as there are
@@ -116,7 +116,7 @@ def mixed_costs(
     if mixed_s is None or evidence.prefill_tokens_per_token <= 0.0:
         return None
     steps_per_token = evidence.prefill_tokens_per_token / _usual_prefill(evidence)
-    tokens = times.rows[:, None] * _tokens_per_row(evidence, arms, emitted)
+    tokens = times.rows[:, None] * _tokens_per_row(evidence, ks, emitted)
     pure_s_per_token = np.exp(times.log_seconds) / tokens
     saved_s = pure_s_per_token[:, :, None] * np.minimum(tokens, 1.0 / steps_per_token)[:, None, :]
     costs: Floats = steps_per_token * (mixed_s[:, None, :] - saved_s)
@@ -127,8 +127,8 @@ def mixed_costs(
 
 
 def charge(costs: Floats | None, shape: tuple[int, int]) -> Floats:
-    """(buckets, arms) of this shape: seconds per generated token that an arm loses to K = 0 in steps with prefill, with the K that
-    is best for it there; no arm gains. `costs` is what `mixed_costs` answers."""
+    """(buckets, ks) of this shape: seconds per generated token that a K loses to K = 0 in steps with prefill, with the K that
+    is best for it there; no K gains. `costs` is what `mixed_costs` answers."""
     if costs is None:
         return np.zeros(shape)
     charged: Floats = np.maximum(costs.min(axis=2) - costs[:, 0, 0][:, None], 0.0)
@@ -141,8 +141,8 @@ def _usual_prefill(evidence: Evidence) -> float:
     return sum(cell.prefill_tokens for cell in cells) / sum(cell.steps for cell in cells)
 
 
-def mixed_seconds(evidence: Evidence, times: StepTimes, arms: Sequence[int], prefills: Floats | float = 1.0) -> Floats | None:
-    """(buckets, arms): seconds of a step with `prefills` times the usual prefill that verifies as many drafts as it drafts; None
+def mixed_seconds(evidence: Evidence, times: StepTimes, ks: Sequence[int], prefills: Floats | float = 1.0) -> Floats | None:
+    """(buckets, ks): seconds of a step with `prefills` times the usual prefill that verifies as many drafts as it drafts; None
     before there was any.
 
     A constant, every token that the target computes (the verified drafts among them), a share of what K adds to a pure decode step,
@@ -154,20 +154,20 @@ def mixed_seconds(evidence: Evidence, times: StepTimes, arms: Sequence[int], pre
         return None
     pure_s = np.exp(times.log_seconds)
     added_s = pure_s - pure_s[:, :1]
-    lengths_drafted = np.array([cell.num_speculative_tokens for cell in cells], dtype=float)
-    adds_s = np.array([np.interp(cell.num_speculative_tokens, arms, added_s[cell.batch_bucket]) for cell in cells])
+    k_drafted = np.array([cell.num_speculative_tokens for cell in cells], dtype=float)
+    adds_s = np.array([np.interp(cell.num_speculative_tokens, ks, added_s[cell.batch_bucket]) for cell in cells])
     sums, prefill = table_of(list(cells.values())), _usual_prefill(evidence)
     steps, seconds = sums["steps"], sums["seconds"] / sums["steps"]
     trust = steps / (steps + TRUST_STEPS)
     parts = _parts(
-        (sums["rows"] + sums["draft_tokens"]) / steps, adds_s, np.minimum(lengths_drafted, 1.0), sums["prefill_tokens"] / steps
+        (sums["rows"] + sums["draft_tokens"]) / steps, adds_s, np.minimum(k_drafted, 1.0), sums["prefill_tokens"] / steps
     )
     weights = _weights(parts, seconds, trust)
-    lengths = np.tile(np.array(arms, dtype=float), shape[0])
+    each_k = np.tile(np.array(ks, dtype=float), shape[0])
     rows = np.repeat(times.rows, shape[1])
     tokens = prefill * np.broadcast_to(prefills, shape).ravel()
-    at_arms = _parts(rows * (1.0 + lengths), added_s.ravel(), np.minimum(lengths, 1.0), tokens)
-    seconds_of_mixed: Floats = (at_arms @ weights).reshape(shape)
+    asked = _parts(rows * (1.0 + each_k), added_s.ravel(), np.minimum(each_k, 1.0), tokens)
+    seconds_of_mixed: Floats = (asked @ weights).reshape(shape)
     return seconds_of_mixed
 
 
@@ -189,19 +189,19 @@ def _weights(parts: Floats, seconds: Floats, trust: Floats) -> Floats:
 
 
 def long_prefill(
-    evidence: Evidence, times: StepTimes, arms: Sequence[int], max_step_s: float, emitted: Floats | None = None
+    evidence: Evidence, times: StepTimes, ks: Sequence[int], max_step_s: float, emitted: Floats | None = None
 ) -> Floats:
-    """(buckets, arms): seconds by which a step with a long prompt exceeds a pure decode step; 0 where such steps do not count.
+    """(buckets, ks): seconds by which a step with a long prompt exceeds a pure decode step; 0 where such steps do not count.
 
     A long prompt prolongs a step as many times as the usual one as it is longer, or as much as its tokens take where that is more.
     """
-    usual_s = mixed_seconds(evidence, times, arms)
+    usual_s = mixed_seconds(evidence, times, ks)
     if usual_s is None:
         return np.zeros(times.log_seconds.shape)
     decode_s = np.exp(times.log_seconds)
-    tokens = times.rows[:, None] * _tokens_per_row(evidence, arms, emitted)
+    tokens = times.rows[:, None] * _tokens_per_row(evidence, ks, emitted)
     longer = np.vectorize(long_prompt, otypes=[float])(evidence.mixed_steps_per_token * tokens)
-    long_s = mixed_seconds(evidence, times, arms, longer)
+    long_s = mixed_seconds(evidence, times, ks, longer)
     assert long_s is not None
     beyond_s = np.maximum(longer * np.maximum(usual_s - decode_s, 0.0), long_s - decode_s)
     counted: Floats = np.where(usual_s[:, :1] <= max_step_s, beyond_s, 0.0)
@@ -220,9 +220,9 @@ def long_prompt(share: float) -> float:
     return max(math.exp(PROMPT_SPREAD * deviations - PROMPT_SPREAD**2 / 2.0), 1.0)
 
 
-def _tokens_per_row(evidence: Evidence, arms: Sequence[int], emitted: Floats | None) -> Floats:
-    """(buckets or 1, arms): tokens of a row and step, those `emitted` where acceptance by position does not tell."""
-    return np.array([evidence.tokens_per_row(arm) for arm in arms])[None, :] if emitted is None else emitted
+def _tokens_per_row(evidence: Evidence, ks: Sequence[int], emitted: Floats | None) -> Floats:
+    """(buckets or 1, ks): tokens of a row and step, those `emitted` where acceptance by position does not tell."""
+    return np.array([evidence.tokens_per_row(k) for k in ks])[None, :] if emitted is None else emitted
 
 
 def _parts(verified: Floats, adds_s: Floats, drafts: Floats, prefill: Floats) -> Floats:

@@ -24,12 +24,18 @@ from nightjar.policy.evidence.acceptance import ROWS_PER_INDEPENDENT_ROW, Accept
 from nightjar.policy.evidence.cells import STEP_VARIANCE, Cell, CellEvidence, Evidence, Floats, Table, grown, sums_of
 from nightjar.policy.evidence.contributions import Contributions, steps_at
 from nightjar.policy.evidence.goodput import GoodputModel
-from nightjar.policy.evidence.robust import LEAST_DEVIATION, LEAST_REPLICAS, Mask, agreeing, capped_weights, weighted_median
+from nightjar.policy.evidence.robust import (
+    LEAST_DEVIATION,
+    LEAST_REPLICAS,
+    LEAST_STEPS,
+    Mask,
+    agreeing,
+    capped_weights,
+    weighted_median,
+)
 
-LEAST_STEPS: Final = 1.0
-"""Clean steps that a replica's measurements must weigh until it counts as one that reported."""
 LEAST_ROWS: Final = 20.0
-"""The same for acceptance, in decode rows."""
+"""As LEAST_STEPS for acceptance, in decode rows."""
 EFFECT_PRIOR_STEPS: Final = 20.0
 """Steps that "as fast as its group" weighs as much as: steps scatter by about 5 %, and cards differ by about a quarter of that."""
 MOST_EFFECT: Final = 0.7
@@ -128,9 +134,9 @@ def without(contributions: Contributions, live: Collection[str], replicas: int, 
 
 @dataclass(frozen=True, slots=True)
 class Slopes:
-    """By how much log step time grows with log rows, by bucket and arm: buckets are wide, and replicas differ in batch, too."""
+    """By how much log step time grows with log rows, by bucket and K: buckets are wide, and replicas differ in batch, too."""
 
-    arms: tuple[int, ...] = ()
+    ks: tuple[int, ...] = ()
     slopes: Floats | None = None
 
     @classmethod
@@ -140,14 +146,14 @@ class Slopes:
             return cls()
         log_rows = np.log(model.rows)
         log_seconds = log_rows[:, None] + np.log(model.tokens_per_row) - model.log_goodput
-        return cls(model.arms, np.gradient(log_seconds, log_rows, axis=0))
+        return cls(model.ks, np.gradient(log_seconds, log_rows, axis=0))
 
     def at(self, cell: Cell) -> float:
-        """The slope in a cell; 0 in one that is no arm's."""
+        """The slope in a cell; 0 in one whose K may not run."""
         bucket, k, _ = cell
-        if self.slopes is None or k not in self.arms or bucket >= len(self.slopes):
+        if self.slopes is None or k not in self.ks or bucket >= len(self.slopes):
             return 0.0
-        return float(self.slopes[bucket, self.arms.index(k)])
+        return float(self.slopes[bucket, self.ks.index(k)])
 
 
 def _judged(contributions: Contributions, replicas: int, now_s: float) -> Contributions:

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 LEAST_REPLICAS: Final = 3
 """Replicas from which one that is wrong is outvoted."""
+LEAST_STEPS: Final = 1.0
+"""Steps that a replica's measurements must weigh until it counts as one that reported: clean ones, or those with catch-up."""
 OUTLIER_DEVIATIONS: Final = 3.0
 """Median absolute deviations from the median within which a replica's value counts."""
 LEAST_DEVIATION: Final = 0.003

@@ -34,7 +34,7 @@ _RIDGE: Final = 0.03
 LEAST_SHAPE: Final = 0.05
 """A step by the shape, in shortest steps measured, is never less: cells that contradict each other may leave no constant part."""
 STARTING_STEP_SECONDS: Final = 0.02
-"""Of K=0 before any evidence. Every comparison of arms cancels it."""
+"""Of K=0 before any evidence. Every comparison of K cancels it."""
 
 ROWS_DEVIATION: Final = 0.10
 """Standard deviation of what the shape leaves, common to all K of a bucket."""
@@ -44,42 +44,42 @@ K_DEVIATION: Final = 0.12
 CELL_DEVIATION: Final = 0.02
 """What no neighbour can tell of a cell: graph sizes, padding, tiles."""
 ROWS_OCTAVES: Final = 2.0
-"""Distance in doublings of the batch over which cells resemble each other."""
+"""Distance in doublings of the batch over which cells resemble each other, in step times and in what ceilings keep."""
 PRIOR_NOISE_STEPS: Final = 20.0
 """Steps that STEP_VARIANCE weighs as much as when the noise of a step is estimated."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepTimes:
-    """Log seconds of a step by bucket and arm (index into the arms asked for), at each bucket's usual rows and context."""
+    """Log seconds of a step by bucket and K (index into those asked for), at each bucket's usual rows and context."""
 
     log_seconds: Floats
-    """(buckets, arms)."""
+    """(buckets, ks)."""
     covariance: Floats
-    """(buckets, arms, arms): of the log seconds of one bucket's arms among each other."""
+    """(buckets, ks, ks): of the log seconds of one bucket's K among each other."""
     rows: Floats
     """(buckets,): decode rows that the prediction is for."""
 
 
 def predict_step_times(
-    cells: Mapping[Cell, CellEvidence], arms: Sequence[int], buckets: range, max_num_seqs: int, now_s: float
+    cells: Mapping[Cell, CellEvidence], ks: Sequence[int], buckets: range, max_num_seqs: int, now_s: float
 ) -> StepTimes:
-    """Step times of `buckets` at `arms` from decayed evidence that is as old as it is at `now_s`.
+    """Step times of `buckets` at `ks` from decayed evidence that is as old as it is at `now_s`.
 
-    Cells with a K that is not among the arms help the shape as well.
+    Cells with a K that is not among `ks` help the shape as well.
     """
     of_buckets = np.array([cell.batch_bucket for cell in cells], dtype=np.int64)
     k = np.array([cell.num_speculative_tokens for cell in cells], dtype=np.int64)
     sums = table_of(list(cells.values()))
     bucket_rows, context_per_row = _usual(of_buckets, sums, buckets, max_num_seqs)
-    shape = (len(buckets), len(arms))
+    shape = (len(buckets), len(ks))
     asked = _Points(
-        buckets=np.repeat(np.array(buckets), len(arms)),
-        rows=np.repeat(bucket_rows, len(arms)),
-        k=np.tile(np.array(arms, dtype=float), len(buckets)),
-        context=np.repeat(bucket_rows * context_per_row, len(arms)),
+        buckets=np.repeat(np.array(buckets), len(ks)),
+        rows=np.repeat(bucket_rows, len(ks)),
+        k=np.tile(np.array(ks, dtype=float), len(buckets)),
+        context=np.repeat(bucket_rows * context_per_row, len(ks)),
     )
-    alike = _kernel(asked.first(len(arms)), asked.first(len(arms)))
+    alike = _kernel(asked.first(len(ks)), asked.first(len(ks)))
     if not cells:
         shape_seconds, doubt = _shape_seconds(asked.parts(), _PRIOR)
         log_seconds = np.log(STARTING_STEP_SECONDS * shape_seconds)

@@ -12,7 +12,7 @@ from typing import Self
 
 from pydantic import Field
 
-from nightjar.policy.planners.base import GroupPlan, one_length
+from nightjar.policy.planners.base import GroupPlan, one_k
 from nightjar.policy.wire.cause import MAX_CAUSES, Code, SomeCauses, because
 from nightjar.policy.wire.operator import OperatorSettings, PlannerName
 from nightjar.policy.wire.record import Reason, Record
@@ -71,7 +71,7 @@ class Freeze(Record):
     def plan_of(self, group_id: str, key: GroupKey, present: GroupPlan | None) -> GroupPlan:
         """The plan that a group runs while it lasts: `present`, with all its reasons, where that is the held one."""
         held = self.plans.get(group_id)
-        wanted = held.group_plan() if held is not None else GroupPlan(one_length(0, key.max_num_seqs), (because(Code.UNPLANNED),))
+        wanted = held.group_plan() if held is not None else GroupPlan(one_k(0, key.max_num_seqs), (because(Code.UNPLANNED),))
         if present is not None and (present.rows, present.mixed_rows, present.local) == (
             wanted.rows,
             wanted.mixed_rows,

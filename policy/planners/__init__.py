@@ -3,7 +3,7 @@
 There are three kinds. One that needs no goodput model answers from settings alone. One that learns is handed the group's model as
 well, and says what is worth measuring; measurements, prices of restarts, own plans of single replicas and `explain` follow from
 it. One that every engine runs itself is a `Local` plan. A new one is a function in a file, a row here, and its name in
-`PlannerName`, which settings and the wire know: help texts, arms, contestants and docs follow from them.
+`PlannerName`, which settings and the wire know: help texts, contestants and docs follow from them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LearningPlanner(NamedTuple):
     plan: Callable[[GroupView, GoodputModel], GroupPlan]
     """K by batch bucket, and a reason for each."""
     wanted: Callable[[GroupView, GoodputModel, npt.NDArray[np.int64]], Mapping[int, Sequence[Measurement]]]
-    """By bucket what is worth measuring beside the arm that the plan runs there (an index), most worth for its cost first."""
+    """By bucket what is worth measuring beside the K that the plan runs there (an index), most worth for its cost first."""
 
 
 PLANNERS: Final[Mapping[PlannerName, Planner]] = {

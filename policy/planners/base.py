@@ -22,14 +22,14 @@ from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, 
 from nightjar.policy.wire.cause import Causes, Code, in_batches
 from nightjar.policy.wire.operator import Objective, OperatorSettings
 from nightjar.policy.wire.report import GroupKey
-from nightjar.policy.wire.settings import Local, TableRow, length_at
+from nightjar.policy.wire.settings import Local, TableRow, k_at
 from nightjar.policy.wire.switch_cost import SwitchCostRow
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class AskedLater:
     """What the objective `latency` decides by, of a plan of the other one: its model, evidence without the cells, who waited, and
-    arms (indices, by bucket) of pure decode steps and of those with prefill: before that plan, and of it."""
+    K (indices, by bucket) of pure decode steps and of those with prefill: before that plan, and of it."""
 
     model: GoodputModel
     evidence: Evidence
@@ -58,7 +58,7 @@ class GroupPlan:
 
     def num_speculative_tokens(self, decode_batch_size: int) -> int:
         """K at a decode batch size, as in a `Table` of these rows."""
-        return length_at(self.rows, decode_batch_size)
+        return k_at(self.rows, decode_batch_size)
 
     @property
     def summary(self) -> Causes:
@@ -98,9 +98,9 @@ class GroupView:
     switch_costs: tuple[SwitchCostRow, ...] = ()
 
     @property
-    def arms(self) -> tuple[int, ...]:
+    def ks(self) -> tuple[int, ...]:
         """The K that may run, ascending, 0 first."""
-        return self.settings.arms(self.key.max_num_speculative_tokens, self.key.graph_tiers)
+        return self.settings.runnable_ks(self.key.max_num_speculative_tokens, self.key.graph_tiers)
 
     def with_plan(self, plan: GroupPlan | None) -> GroupView:
         """The same view where `plan` runs."""
@@ -128,52 +128,52 @@ class GroupView:
         return self.evidence.is_measured_beside_prefill(num_speculative_tokens, self.settings.calibration_clean_steps)
 
     def goodput_model(self) -> GoodputModel:
-        """Expected goodput of every arm in every bucket; half a millisecond, so ask once."""
-        times = predict_step_times(self.evidence.cells, self.arms, self.buckets, self.key.max_num_seqs, self.now_s)
-        emitted = predict_emitted(self.evidence.cells, self.arms, times.rows, self.now_s) if self.evidence.is_censored else None
+        """Expected goodput of every K in every bucket; half a millisecond, so ask once."""
+        times = predict_step_times(self.evidence.cells, self.ks, self.buckets, self.key.max_num_seqs, self.now_s)
+        emitted = predict_emitted(self.evidence.cells, self.ks, times.rows, self.now_s) if self.evidence.is_censored else None
         tokens = emitted.tokens if emitted is not None else None
-        mixed_s = mixed_seconds(self.evidence, times, self.arms)
-        costs = mixed_costs(self.evidence, times, self.arms, mixed_s, drafter_sleeps=self.drafter_sleeps, emitted=tokens)
+        mixed_s = mixed_seconds(self.evidence, times, self.ks)
+        costs = mixed_costs(self.evidence, times, self.ks, mixed_s, drafter_sleeps=self.drafter_sleeps, emitted=tokens)
         limit_ms = self.settings.max_step_ms
         limit = None
         if limit_ms is not None:
-            prefill_s = long_prefill(self.evidence, times, self.arms, limit_ms / 1e3, tokens)
+            prefill_s = long_prefill(self.evidence, times, self.ks, limit_ms / 1e3, tokens)
             limit = step_limit(times, limit_ms / 1e3, step_noise(self.evidence.cells), prefill_s)
-        return goodput_model(self.arms, times, self.evidence, costs, self.now_s, limit, mixed_s, emitted)
+        return goodput_model(self.ks, times, self.evidence, costs, self.now_s, limit, mixed_s, emitted)
 
 
-def present_arms(view: GroupView) -> npt.NDArray[np.int64]:
-    """Index of the arm that the plan in force gives each bucket; off where it is no arm any more or there is no plan."""
-    return _arms_of(view, view.present.rows if view.present is not None else ())
+def present_indices(view: GroupView) -> npt.NDArray[np.int64]:
+    """Index of the K that the plan in force gives each bucket; off where it may not run any more or there is no plan."""
+    return _indices_of(view, view.present.rows if view.present is not None else ())
 
 
-def present_mixed_arms(view: GroupView) -> npt.NDArray[np.int64]:
+def present_mixed_indices(view: GroupView) -> npt.NDArray[np.int64]:
     """The same for steps with prefill."""
-    return _arms_of(view, (view.present.mixed_rows or view.present.rows) if view.present is not None else ())
+    return _indices_of(view, (view.present.mixed_rows or view.present.rows) if view.present is not None else ())
 
 
-def _arms_of(view: GroupView, rows: Sequence[TableRow]) -> npt.NDArray[np.int64]:
-    index = {arm: position for position, arm in enumerate(view.arms)}
-    lengths = [length_at(rows, FIRST_BATCH_SIZES[bucket]) for bucket in view.buckets]
-    return np.array([index.get(length, 0) for length in lengths], dtype=np.int64)
+def _indices_of(view: GroupView, rows: Sequence[TableRow]) -> npt.NDArray[np.int64]:
+    index_of = {k: index for index, k in enumerate(view.ks)}
+    ks = [k_at(rows, FIRST_BATCH_SIZES[bucket]) for bucket in view.buckets]
+    return np.array([index_of.get(k, 0) for k in ks], dtype=np.int64)
 
 
-def only_length(evidence: Evidence, arms: Sequence[int]) -> int | None:
+def only_k(evidence: Evidence, ks: Sequence[int]) -> int | None:
     """The single K that ever ran, where others may: nothing can be said of those. None where something can.
 
     A model of step times that saw a single K knows neither what drafting costs nor what it saves: its doubt exceeds most gains.
     """
-    return evidence.only_length if len(arms) > 1 else None
+    return evidence.only_k if len(ks) > 1 else None
 
 
-def told_arms(evidence: Evidence, arms: Sequence[int]) -> tuple[int, ...]:
-    """The K of which a view may say what they give: all, or the only one that ever ran (`only_length`).
+def stated_ks(evidence: Evidence, ks: Sequence[int]) -> tuple[int, ...]:
+    """The K of which a view may say what they give: all, or the only one that ever ran (`only_k`).
 
-    >>> told_arms(Evidence(), (0, 3, 5))
+    >>> stated_ks(Evidence(), (0, 3, 5))
     (0, 3, 5)
     """
-    only = evidence.only_length
-    return tuple(arms) if only is None else tuple(arm for arm in arms if arm == only)
+    only = evidence.only_k
+    return tuple(ks) if only is None else tuple(k for k in ks if k == only)
 
 
 Planner = Callable[[GroupView], GroupPlan]
@@ -192,15 +192,15 @@ def nearest_runnable(num_speculative_tokens: int, settings: OperatorSettings, ke
     clamped = min(num_speculative_tokens, key.max_num_speculative_tokens)
     if settings.allowed_num_speculative_tokens is None and not key.graph_tiers:
         return clamped
-    return max(arm for arm in settings.arms(key.max_num_speculative_tokens, key.graph_tiers) if arm <= clamped)
+    return max(k for k in settings.runnable_ks(key.max_num_speculative_tokens, key.graph_tiers) if k <= clamped)
 
 
-def one_length(num_speculative_tokens: int, max_num_seqs: int) -> tuple[TableRow, ...]:
+def one_k(num_speculative_tokens: int, max_num_seqs: int) -> tuple[TableRow, ...]:
     """The rows of a plan that runs one K at every decode batch size."""
     return (TableRow(first_batch_size=1, last_batch_size=max_num_seqs, num_speculative_tokens=num_speculative_tokens),)
 
 
-def rows_of(lengths: Sequence[int], max_num_seqs: int) -> tuple[TableRow, ...]:
+def rows_of(ks: Sequence[int], max_num_seqs: int) -> tuple[TableRow, ...]:
     """The rows of a plan that runs these K, one for each batch bucket: one row per run of buckets with the same K.
 
     >>> [(row.first_batch_size, row.last_batch_size, row.num_speculative_tokens) for row in rows_of((3, 3, 1), 3)]
@@ -208,17 +208,17 @@ def rows_of(lengths: Sequence[int], max_num_seqs: int) -> tuple[TableRow, ...]:
     """
     rows: list[TableRow] = []
     first = 1
-    for bucket, length in enumerate(lengths):
+    for bucket, k in enumerate(ks):
         last = bucket_range(bucket, max_num_seqs)[1]
-        if bucket + 1 == len(lengths) or lengths[bucket + 1] != length:
-            rows.append(TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=length))
+        if bucket + 1 == len(ks) or ks[bucket + 1] != k:
+            rows.append(TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=k))
             first = last + 1
     return tuple(rows)
 
 
 def plan_of(
-    view: GroupView, arms: npt.NDArray[np.int64], mixed_arms: npt.NDArray[np.int64], reasons: tuple[Causes, ...]
+    view: GroupView, indices: npt.NDArray[np.int64], mixed_indices: npt.NDArray[np.int64], reasons: tuple[Causes, ...]
 ) -> GroupPlan:
-    """The plan that runs these arms (indices, by bucket): in pure decode steps, and where drafts are verified beside prefill."""
-    rows, mixed_rows = (rows_of([view.arms[arm] for arm in indices], view.key.max_num_seqs) for indices in (arms, mixed_arms))
+    """The plan that runs these K (indices, by bucket): in pure decode steps, and where drafts are verified beside prefill."""
+    rows, mixed_rows = (rows_of([view.ks[index] for index in its], view.key.max_num_seqs) for its in (indices, mixed_indices))
     return GroupPlan(rows, reasons=reasons, mixed_rows=mixed_rows if mixed_rows != rows else ())

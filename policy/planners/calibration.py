@@ -1,9 +1,9 @@
 """What the planner `fleet` would still gain by measuring, and what each measurement costs.
 
-An arm is worth a measurement where it might beat the present one: where the expected improvement, by what is known and how
-surely, is not negligible. An arm that could only win by a miracle is never tried, however little is known of it, and one
+A K is worth a measurement where it might beat the present one: where the expected improvement, by what is known and how
+surely, is not negligible. A K that could only win by a miracle is never tried, however little is known of it, and one
 that is known stops being worth it: exploration ends by itself, and reopens as evidence ages. Costs count in tokens, so that
-one wrong step at a full batch weighs what it takes from the requests there. What is nearly as good as the present arm stays in
+one wrong step at a full batch weighs what it takes from the requests there. What is nearly as good as the present K stays in
 doubt, and is looked at again as often as pauses and allowance let it (policy/exploration.py).
 """
 
@@ -16,18 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from nightjar.policy.evidence.cells import Cell
+from nightjar.policy.evidence.doubt import UNMEASURED
 from nightjar.policy.evidence.goodput import Floats, GoodputModel
 from nightjar.policy.evidence.robust import LEAST_REPLICAS
 from nightjar.policy.planners.base import GroupView
 
 LEAST_IMPROVEMENT: Final = 0.0005
-"""Expected improvement, as a share of goodput, below which an arm is not worth a measurement, however cheap it is."""
+"""Expected improvement, as a share of goodput, below which a K is not worth a measurement, however cheap it is."""
 REFRESH_S: Final = 600.0
 """Where speculation runs, off is measured again this often, because the promise never to be below off rests on it; where off
 runs, the best K is, because nothing else would tell that acceptance has risen."""
-MODEL_DOUBT: Final = 0.2
-"""Standard deviation that an unmeasured cell of a bucket in use counts with at least. No smooth model knows that one engine
-takes as long for one draft token as for none, and twice as long for two (vLLM 0.32 on a CPU, 4 rows)."""
 STALE_IMPROVEMENT: Final = 0.05
 """What such a measurement counts as worth: models of unmeasured cells were wrong by about that much (docs/planner.md)."""
 OFTEN_STEPS: Final = 100.0
@@ -63,7 +61,7 @@ class Measurement(NamedTuple):
 
 
 def measurements(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.int64]) -> dict[int, tuple[Measurement, ...]]:
-    """By bucket what is worth measuring there beside the planned arm (an index), most worth for its cost first.
+    """By bucket what is worth measuring there beside the planned K (an index), most worth for its cost first.
 
     Nothing whose steps are expected to exceed the operator's limit: a few that do in spite of that are what tells. Where most steps
     have prefill these count as well, and each K is tried once that was never measured in such.
@@ -74,19 +72,19 @@ def measurements(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.i
     margin = math.log1p(view.settings.switch_margin)
     most = model.upper_bound() - model.log_goodput[np.arange(len(planned)), planned][:, None] - margin
     improvement = np.minimum(expected_improvement(gain - margin, deviation), np.maximum(most, 0.0))
-    for bucket, arm in enumerate(planned):
-        rival = 0 if arm or len(model.arms) == 1 else 1 + int(np.argmax(gain[bucket, 1:]))
-        if _is_stale(view, bucket, model.arms[arm], model.arms[rival]):
+    for bucket, index in enumerate(planned):
+        rival = 0 if index or len(model.ks) == 1 else 1 + int(np.argmax(gain[bucket, 1:]))
+        if _is_stale(view, bucket, model.ks[index], model.ks[rival]):
             improvement[bucket, rival] = max(improvement[bucket, rival], STALE_IMPROVEMENT)
-        for unseen in _unseen(view, model, bucket, int(arm), gain[bucket]):
+        for unseen in _unseen(view, model, bucket, int(index), gain[bucket]):
             improvement[bucket, unseen] = max(improvement[bucket, unseen], min(STALE_IMPROVEMENT, max(most[bucket, unseen], 0.0)))
     improvement[:, _waits_for_quiet(view)] = 0.0
-    untried = [is_mixed and not view.is_measured_beside_prefill(length) for length in model.arms]
+    untried = [is_mixed and not view.is_measured_beside_prefill(k) for k in model.ks]
     improvement[:, untried] = np.maximum(improvement[:, untried], STALE_IMPROVEMENT)
     improvement = np.where(model.may_be_tried, improvement, 0.0)
-    for bucket, length, _ in view.resting:
-        if length in model.arms:
-            improvement[bucket, model.arms.index(length)] = 0.0
+    for bucket, k, _ in view.resting:
+        if k in model.ks:
+            improvement[bucket, model.ks.index(k)] = 0.0
     lost = np.expm1(np.minimum(expected_improvement(-gain, deviation), 2.0))
     steps = view.settings.calibration_clean_steps * _steps_per_clean_step(view, model) + SETTLING_STEPS
     cost = steps * model.rows[:, None] * model.tokens_per_row * lost
@@ -95,12 +93,12 @@ def measurements(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.i
     for bucket in view.buckets:
         found = [
             Measurement(
-                Cell(bucket, arm, is_mixed),
+                Cell(bucket, k, is_mixed),
                 float(improvement[bucket, index]),
                 float(gain_tokens_per_s[bucket, index]),
                 float(cost[bucket, index]),
             )
-            for index, arm in enumerate(model.arms)
+            for index, k in enumerate(model.ks)
             if (index != planned[bucket] or untried[index]) and improvement[bucket, index] > LEAST_IMPROVEMENT
         ]
         if found:
@@ -109,17 +107,17 @@ def measurements(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.i
 
 
 def _waits_for_quiet(view: GroupView) -> list[bool]:
-    """(arms,): K that ran in pure decode steps, while users' time decides and most of it goes into steps with prefill.
+    """(ks,): K that ran in pure decode steps, while users' time decides and most of it goes into steps with prefill.
 
     To know pure steps better is worth little then, and a drafter that sleeps while off is measured misses whole prompts.
     """
     is_quiet = view.settings.objective != "latency" or view.waits.share_beside_prefill <= MOST_BESIDE_PREFILL
     ran = {cell.num_speculative_tokens for cell in view.evidence.cells}
-    return [not is_quiet and view.drafter_sleeps and arm in ran for arm in view.arms]
+    return [not is_quiet and view.drafter_sleeps and k in ran for k in view.ks]
 
 
 def _steps_per_clean_step(view: GroupView, model: GoodputModel) -> Floats:
-    """(buckets, arms): steps that a measurement holds its K for one that counts: neither it nor the one before it has prefill,
+    """(buckets, ks): steps that a measurement holds its K for one that counts: neither it nor the one before it has prefill,
     unless such steps count as well."""
     if view.evidence.is_mostly_mixed:
         return np.ones(model.log_goodput.shape)
@@ -142,38 +140,38 @@ def expected_improvement(mean: Floats, deviation: Floats) -> Floats:
 
 
 def _model_doubt(view: GroupView, model: GoodputModel, planned: npt.NDArray[np.int64]) -> Floats:
-    """(buckets, arms): what a model may be wrong by in cells that were never measured, where a bucket is in use: where its own K
+    """(buckets, ks): what a model may be wrong by in cells that were never measured, where a bucket is in use: where its own K
     has the clean steps of a measurement."""
     doubt = np.zeros(model.log_goodput.shape)
     used = view.settings.calibration_clean_steps
-    for bucket, arm in enumerate(planned):
-        runs = view.evidence.cells.get(Cell(bucket, model.arms[arm]))
+    for bucket, index in enumerate(planned):
+        runs = view.evidence.cells.get(Cell(bucket, model.ks[index]))
         if runs is not None and runs.steps >= used:
-            doubt[bucket] = [0.0 if view.is_measured(bucket, length) else MODEL_DOUBT for length in model.arms]
+            doubt[bucket] = [0.0 if view.is_measured(bucket, k) else UNMEASURED for k in model.ks]
     return doubt
 
 
 def _unseen(view: GroupView, model: GoodputModel, bucket: int, planned: int, gain: Floats) -> list[int]:
-    """Arms (indices) with K > 0 of which a bucket at home with one has seen next to nothing; imported cells count as seen.
+    """Indices of the K > 0 of which a bucket at home with one has seen next to nothing; imported cells count as seen.
 
-    `gain` is what each arm adds to the log goodput of the `planned` one.
+    `gain` is what each K adds to the log goodput of the `planned` one.
     """
     cells = view.evidence.cells
-    runs = cells.get(Cell(bucket, model.arms[planned]))
+    runs = cells.get(Cell(bucket, model.ks[planned]))
     if planned == 0 or runs is None or runs.steps < HOME_STEPS * (LEAST_REPLICAS if view.replicas >= LEAST_REPLICAS else 1):
         return []
     tried = {
         cell.num_speculative_tokens for cell, known in cells.items() if cell.batch_bucket == bucket and known.steps >= SEEN_STEPS
     }
     return [
-        arm
-        for arm, length in enumerate(model.arms)
-        if length and arm != planned and gain[arm] > math.log(LEAST_CHANCE) and length not in tried
+        index
+        for index, k in enumerate(model.ks)
+        if k and index != planned and gain[index] > math.log(LEAST_CHANCE) and k not in tried
     ]
 
 
 def _is_stale(view: GroupView, bucket: int, planned: int, rival: int) -> bool:
-    """Whether a bucket in use needs to see the other side of off, of which `rival` is the best arm.
+    """Whether a bucket in use needs to see the other side of off, of which `rival` is the best K.
 
     A group that never saw off anywhere needs it at once; a rival known from elsewhere alone is seen here in every bucket in use.
     """

@@ -23,7 +23,7 @@ from nightjar.policy.evidence.cells import Cell, Evidence
 from nightjar.policy.evidence.doubt import DEVIATIONS
 from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.planners import LEARNING_PLANNERS
-from nightjar.policy.planners.base import GroupPlan, GroupView, plan_of, present_arms, present_mixed_arms, rows_of
+from nightjar.policy.planners.base import GroupPlan, GroupView, plan_of, present_indices, present_mixed_indices, rows_of
 from nightjar.policy.planners.calibration import Measurement
 from nightjar.policy.planners.fleet import all_reasons
 from nightjar.policy.wire.operator import Objective, OperatorSettings
@@ -65,24 +65,24 @@ class Estimate:
     goodput_model: GoodputModel
     wanted: Mapping[int, Sequence[Measurement]] = field(default_factory=dict)
 
-    def told_gain(self, bucket: int, length: int, other: int) -> ToldGain | None:
-        """What one K gives over another, as people are told it; None where either is no arm, or no number."""
+    def told_gain(self, bucket: int, k: int, other: int) -> ToldGain | None:
+        """What one K gives over another, as people are told it; None where either may not run, or is no number."""
         model = self.goodput_model
-        if length not in model.arms or other not in model.arms or bucket >= len(model.rows):
+        if k not in model.ks or other not in model.ks or bucket >= len(model.rows):
             return None
-        arm, reference = model.arms.index(length), model.arms.index(other)
-        log_gain = float(model.log_goodput[bucket, arm] - model.log_goodput[bucket, reference])
-        deviation = float(model.told_deviation[bucket, arm, reference])
+        index, reference = model.ks.index(k), model.ks.index(other)
+        log_gain = float(model.log_goodput[bucket, index] - model.log_goodput[bucket, reference])
+        deviation = float(model.told_deviation[bucket, index, reference])
         if not math.isfinite(log_gain) or not math.isfinite(deviation):
             return None
-        measured = bool(model.measured[bucket, arm] and model.measured[bucket, reference])
+        measured = bool(model.measured[bucket, index] and model.measured[bucket, reference])
         return ToldGain(min(log_gain, 100.0), deviation, measured or abs(log_gain) > DEVIATIONS * deviation)
 
 
 def replan(view: GroupView) -> Estimate:
     """What `view` lets a group expect, run and want to know."""
     alone = replan_alone(view)
-    planned = present_arms(view.with_plan(alone.plan))
+    planned = present_indices(view.with_plan(alone.plan))
     return replace(alone, wanted=LEARNING_PLANNERS[view.settings.planner].wanted(view, alone.goodput_model, planned))
 
 
@@ -92,7 +92,7 @@ def replan_alone(view: GroupView) -> Estimate:
     return Estimate(
         view.now_s,
         {cell: known.steps for cell, known in view.evidence.cells.items()},
-        view.evidence.acceptance.acceptance(view.arms[-1]),
+        view.evidence.acceptance.acceptance(view.ks[-1]),
         view.settings,
         LEARNING_PLANNERS[view.settings.planner].plan(view, model),
         model,
@@ -101,12 +101,12 @@ def replan_alone(view: GroupView) -> Estimate:
 
 def cold_start(view: GroupView) -> Estimate:
     """The estimate of a group of which nothing is known: the same for all groups of one shape, and always due to be replaced."""
-    return replace(_cold(view.key.max_num_seqs, view.arms, view.settings), at_s=float("-inf"))
+    return replace(_cold(view.key.max_num_seqs, view.ks, view.settings), at_s=float("-inf"))
 
 
 @lru_cache(maxsize=64)
-def _cold(max_num_seqs: int, arms: tuple[int, ...], settings: OperatorSettings) -> Estimate:
-    key = GroupKey(target="unknown", max_num_seqs=max_num_seqs, max_num_speculative_tokens=arms[-1])
+def _cold(max_num_seqs: int, ks: tuple[int, ...], settings: OperatorSettings) -> Estimate:
+    key = GroupKey(target="unknown", max_num_seqs=max_num_seqs, max_num_speculative_tokens=ks[-1])
     return replan(GroupView(key, settings, Evidence()))
 
 
@@ -116,7 +116,7 @@ def needs_replan(last: Estimate | None, view: GroupView) -> bool:
         return True
     if any(known.steps > REPLAN_GROWTH * last.steps.get(cell, 0.0) for cell, known in view.evidence.cells.items()):
         return True
-    acceptance = view.evidence.acceptance.acceptance(view.arms[-1])
+    acceptance = view.evidence.acceptance.acceptance(view.ks[-1])
     return any(abs(new - old) > REPLAN_ACCEPTANCE for new, old in zip(acceptance, last.acceptance, strict=True))
 
 
@@ -172,15 +172,15 @@ def within(view: GroupView, estimate: Estimate, max_step_ms: float, last: GroupP
     """
     view = replace(view, settings=view.settings.model_copy(update={"max_step_ms": max_step_ms}))
     model, most = view.goodput_model(), view.key.max_num_seqs
-    planned, planned_mixed = present_arms(view.with_plan(estimate.plan)), present_mixed_arms(view.with_plan(estimate.plan))
+    planned, planned_mixed = present_indices(view.with_plan(estimate.plan)), present_mixed_indices(view.with_plan(estimate.plan))
     buckets = np.arange(len(planned))
     keeps = model.allowed[buckets, planned] & model.allowed[buckets, planned_mixed]
-    present = np.where(keeps, planned, present_arms(view.with_plan(last)))
-    runs = GroupPlan(rows_of([model.arms[arm] for arm in present], most))
+    present = np.where(keeps, planned, present_indices(view.with_plan(last)))
+    runs = GroupPlan(rows_of([model.ks[index] for index in present], most))
     chosen = LEARNING_PLANNERS[view.settings.planner].plan(view.with_plan(runs), model)
-    arms = np.where(keeps, planned, present_arms(view.with_plan(chosen)))
-    mixed_arms = np.where(keeps, planned_mixed, present_mixed_arms(view.with_plan(chosen)))
+    indices = np.where(keeps, planned, present_indices(view.with_plan(chosen)))
+    mixed_indices = np.where(keeps, planned_mixed, present_mixed_indices(view.with_plan(chosen)))
     planned_reasons = all_reasons(estimate.plan) or (estimate.plan.summary,) * len(keeps)  # a plan held by a freeze has no others
     pairs = zip(keeps, planned_reasons, all_reasons(chosen), strict=True)
     reasons = tuple(own if is_kept else limited for is_kept, own, limited in pairs)
-    return replace(estimate, plan=plan_of(view, arms, mixed_arms, reasons), goodput_model=model)
+    return replace(estimate, plan=plan_of(view, indices, mixed_indices, reasons), goodput_model=model)

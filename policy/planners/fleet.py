@@ -6,7 +6,7 @@ with the doubt that it deserves. By it the present K gives way only to one that 
 towards off: what is not known beyond doubt to beat off does not run, and nothing predicted below off stays. latency.py has a margin
 and a doubt of its own.
 One exception, for seconds: engines draft by their own settings before the first plan, and to stop them only to learn that
-they were right costs every one of them a restart. Until off itself was measured, an arm may run that has the odds on its side, and
+they were right costs every one of them a restart. Until off itself was measured, a K may run that has the odds on its side, and
 one that was measured goes on while it is predicted no worse than off: one replica measures off within seconds for all others.
 On a handful of steps the plan does not change at all.
 """
@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from nightjar.policy.evidence.cells import Cell
 from nightjar.policy.evidence.goodput import GoodputModel
-from nightjar.policy.planners.base import AskedLater, GroupPlan, GroupView, only_length, plan_of, present_arms, present_mixed_arms
-from nightjar.policy.planners.latency import ArmPair, choose_for_latency
+from nightjar.policy.planners.base import AskedLater, GroupPlan, GroupView, only_k, plan_of, present_indices, present_mixed_indices
+from nightjar.policy.planners.latency import IndexPair, choose_for_latency
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.wire.cause import Cause, Causes, Code, because, in_batches
 from nightjar.policy.wire.operator import Objective
@@ -39,16 +39,16 @@ MIXED_MARGIN: Final = 0.005
 """Share of the time per generated token that another K in steps with prefill must save."""
 
 COLD_DEVIATIONS: Final = 0.5
-"""The same before off was measured: seven in ten such arms do gain."""
+"""The same before off was measured: seven in ten such K do gain."""
 
 
 def fleet_plan(view: GroupView, model: GoodputModel) -> GroupPlan:
     """K by batch bucket, and a reason for each. `model` is `view.goodput_model()`, which the caller keeps."""
-    is_cold = 0 not in view.evidence.lengths
-    present = ArmPair(present_arms(view), present_mixed_arms(view))
+    is_cold = 0 not in view.evidence.ks
+    present = IndexPair(present_indices(view), present_mixed_indices(view))
     margin = view.settings.switch_margin
     chosen = choose_cold(model, present.pure, view) if is_cold else choose(model, present.pure, margin)
-    most_tokens = ArmPair(chosen, choose_mixed(model, chosen, *present))
+    most_tokens = IndexPair(chosen, choose_mixed(model, chosen, *present))
     may_differ = not (is_cold or view.waits.is_nobody) and len(view.evidence.ran) > 1  # one K alone tells nothing of others
     sleeps = view.drafter_sleeps
     if may_differ and view.settings.objective == "latency":
@@ -66,8 +66,8 @@ def all_reasons(plan: GroupPlan) -> tuple[Causes, ...]:
     """The reasons of a plan, bucket by bucket, and what the other objective would run."""
     if plan.asked_later is None:
         return plan.reasons
-    asked, runs = plan.asked_later, ArmPair(*plan.asked_later.runs)
-    other = _least_time_arms(asked)
+    asked, runs = plan.asked_later, IndexPair(*plan.asked_later.runs)
+    other = _least_time_indices(asked)
     differ = (runs.pure != other.pure) | (runs.mixed != other.mixed)
     return tuple(
         (*reasons, *_other(asked.model, "latency", other, bucket)) if differ[bucket] else reasons
@@ -82,21 +82,21 @@ def causes_at(plan: GroupPlan, decode_batch_size: int) -> Causes:
 
 
 @lru_cache(maxsize=256)
-def _least_time_arms(asked: AskedLater) -> ArmPair:
+def _least_time_indices(asked: AskedLater) -> IndexPair:
     """What the objective latency would run. Remembered: many replicas may be asked for one plan."""
-    present, sleeps = ArmPair(*asked.present), asked.drafter_sleeps
+    present, sleeps = IndexPair(*asked.present), asked.drafter_sleeps
     found = choose_for_latency(asked.model, asked.evidence, asked.waits, present, drafter_sleeps=sleeps)
-    return found or ArmPair(*asked.runs)
+    return found or IndexPair(*asked.runs)
 
 
-def _planned(view: GroupView, model: GoodputModel, runs: ArmPair, most_tokens: ArmPair) -> GroupPlan:
-    """The plan of the arms that run; where those with most tokens are others, the reasons name these as well."""
+def _planned(view: GroupView, model: GoodputModel, runs: IndexPair, most_tokens: IndexPair) -> GroupPlan:
+    """The plan of the K that run; where those with most tokens are others, the reasons name these as well."""
     best = np.argmax(np.where(model.allowed, model.log_goodput, -np.inf), axis=1)
     differ = (runs.pure != most_tokens.pure) | (runs.mixed != most_tokens.mixed)
     reasons = tuple(
         (
             in_batches(Code.AT_BATCH, *bucket_range(bucket, view.key.max_num_seqs)),
-            _least_time(view, model.arms[runs.pure[bucket]])
+            _least_time(view, model.ks[runs.pure[bucket]])
             if differ[bucket]
             else _reason(view, model, bucket, int(runs.pure[bucket]), int(best[bucket])),
             *_limit(model, bucket),
@@ -109,9 +109,9 @@ def _planned(view: GroupView, model: GoodputModel, runs: ArmPair, most_tokens: A
 
 
 def choose(model: GoodputModel, present: npt.NDArray[np.int64], switch_margin: float) -> npt.NDArray[np.int64]:
-    """Index of the arm to run in each bucket, given the index of the one that runs now.
+    """Index of the K to run in each bucket, given the index of the one that runs now.
 
-    Off takes the place of a present arm that is predicted no better; then the best arm takes it if it gains more than
+    Off takes the place of a present K that is predicted no better; then the best K takes it if it gains more than
     `switch_margin` (a share) and DOUBT_DEVIATIONS, or RIVAL_DEVIATIONS where both are DOUBT_DEVIATIONS above off. What exceeds the
     operator's limit of a step neither stays nor comes.
     """
@@ -130,10 +130,10 @@ def choose(model: GoodputModel, present: npt.NDArray[np.int64], switch_margin: f
 def choose_mixed(
     model: GoodputModel, chosen: npt.NDArray[np.int64], present: npt.NDArray[np.int64], present_mixed: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Index of the arm to run in each bucket where drafts are verified beside prefill, given the arms `chosen` for pure decode
+    """Index of the K to run in each bucket where drafts are verified beside prefill, given the K `chosen` for pure decode
     steps, and those that run now in either.
 
-    What runs now stays, and otherwise the chosen arm runs there as well, unless another saves MIXED_MARGIN of the time per token.
+    What runs now stays, and otherwise the chosen K runs there as well, unless another saves MIXED_MARGIN of the time per token.
     """
     if model.mixed_costs is None:
         return chosen
@@ -145,20 +145,20 @@ def choose_mixed(
     best = costs.argmin(axis=1)
     saved = costs[buckets, stays] - costs[buckets, best]
     enough = MIXED_MARGIN * np.exp(-model.log_goodput[buckets, chosen])
-    arms: npt.NDArray[np.int64] = np.where(saved > enough, best, stays)
-    return arms
+    indices: npt.NDArray[np.int64] = np.where(saved > enough, best, stays)
+    return indices
 
 
 def choose_cold(model: GoodputModel, present: npt.NDArray[np.int64], view: GroupView) -> npt.NDArray[np.int64]:
-    """Index of the arm to run in each bucket before off was measured, given the index of the one that runs now.
+    """Index of the K to run in each bucket before off was measured, given the index of the one that runs now.
 
-    The arm with the best odds; but where that is off, a present K that was measured stays while it is predicted no worse.
+    The K with the best odds; but where that is off, a present K that was measured stays while it is predicted no worse.
     Nothing changes on fewer clean steps than one measurement has for each replica, but for the operator's limit: where load
     begins just before a tick, one step of each is all that is known, and stopping on it cost a whole group its restarts.
     """
     buckets = np.arange(len(present))
     allowed = model.allowed[buckets, present]
-    was_measured = np.array([Cell(bucket, model.arms[arm]) in view.evidence.cells for bucket, arm in enumerate(present)])
+    was_measured = np.array([Cell(bucket, model.ks[index]) in view.evidence.cells for bucket, index in enumerate(present)])
     no_worse = model.log_goodput[buckets, present] >= model.log_goodput[:, 0]
     odds = favourites(model)
     clean_steps = sum(cell.steps for cell in view.evidence.cells.values())
@@ -168,7 +168,7 @@ def choose_cold(model: GoodputModel, present: npt.NDArray[np.int64], view: Group
 
 
 def favourites(model: GoodputModel) -> npt.NDArray[np.int64]:
-    """Index of the arm with the best odds in each bucket: most gain over off after COLD_DEVIATIONS are taken off it.
+    """Index of the K with the best odds in each bucket: most gain over off after COLD_DEVIATIONS are taken off it.
 
     Of those that are expected to keep the operator's limit.
     """
@@ -178,51 +178,51 @@ def favourites(model: GoodputModel) -> npt.NDArray[np.int64]:
 
 
 def _reason(view: GroupView, model: GoodputModel, bucket: int, chosen: int, best: int) -> Cause:
-    """Why that arm, with the numbers that decided."""
-    length = model.arms[chosen]
+    """Why that K, with the numbers that decided."""
+    k = model.ks[chosen]
     if not view.evidence.cells:
-        return because(Code.UNMEASURED, num_speculative_tokens=length)
-    if (only := only_length(view.evidence, view.arms)) is not None:
-        return because(Code.ONE_RAN, num_speculative_tokens=length, only=only)
+        return because(Code.UNMEASURED, num_speculative_tokens=k)
+    if (only := only_k(view.evidence, view.ks)) is not None:
+        return because(Code.ONE_RAN, num_speculative_tokens=k, only=only)
     off = {"off_tokens_per_s": model.goodput_tokens_per_s(bucket, 0), "off_clean_steps": _clean_steps(view, bucket, 0)}
     if chosen:
-        return because(Code.BETTER, **off, **_goodput(view, model, bucket, length))
+        return because(Code.BETTER, **off, **_goodput(view, model, bucket, k))
     if best:
         enough = _enough(view, model, bucket, best)
-        return because(Code.TOO_SMALL, **off, **enough, **_goodput(view, model, bucket, model.arms[best]))
-    rival = max(model.arms[1:], key=lambda arm: model.goodput_tokens_per_s(bucket, arm), default=0)
+        return because(Code.TOO_SMALL, **off, **enough, **_goodput(view, model, bucket, model.ks[best]))
+    rival = max(model.ks[1:], key=lambda k: model.goodput_tokens_per_s(bucket, k), default=0)
     return because(Code.OFF_BEST, **off, **(_goodput(view, model, bucket, rival) if rival else {}))
 
 
-def _least_time(view: GroupView, length: int) -> Cause:
+def _least_time(view: GroupView, k: int) -> Cause:
     """Why what users wait for decided."""
     waits = view.waits
     numbers = {"waiting": waits.mean_waiting, "prefilling": waits.mean_prefilling, "beside_prefill": waits.share_beside_prefill}
-    return because(Code.LEAST_TIME, num_speculative_tokens=length, **numbers)
+    return because(Code.LEAST_TIME, num_speculative_tokens=k, **numbers)
 
 
-def _other(model: GoodputModel, objective: Objective, arms: ArmPair, bucket: int) -> Causes:
+def _other(model: GoodputModel, objective: Objective, indices: IndexPair, bucket: int) -> Causes:
     """What another objective would run."""
-    pure, mixed = (model.arms[its[bucket]] for its in arms)
+    pure, mixed = (model.ks[its[bucket]] for its in indices)
     return (because(Code.OTHER_OBJECTIVE, objective, num_speculative_tokens=pure, beside_prefill=mixed),)
 
 
-def _goodput(view: GroupView, model: GoodputModel, bucket: int, length: int) -> dict[str, float | None]:
+def _goodput(view: GroupView, model: GoodputModel, bucket: int, k: int) -> dict[str, float | None]:
     return {
-        "num_speculative_tokens": length,
-        "tokens_per_s": model.goodput_tokens_per_s(bucket, length),
-        "clean_steps": _clean_steps(view, bucket, length),
+        "num_speculative_tokens": k,
+        "tokens_per_s": model.goodput_tokens_per_s(bucket, k),
+        "clean_steps": _clean_steps(view, bucket, k),
     }
 
 
-def _clean_steps(view: GroupView, bucket: int, length: int) -> float | None:
+def _clean_steps(view: GroupView, bucket: int, k: int) -> float | None:
     """How many a number stands on; None where none was measured."""
-    cell = view.evidence.cells.get(Cell(bucket, length))
+    cell = view.evidence.cells.get(Cell(bucket, k))
     return cell.steps if cell is not None else None
 
 
 def _enough(view: GroupView, model: GoodputModel, bucket: int, best: int) -> dict[str, float]:
-    """What the gain of the best arm over off does not exceed: its doubt, or where that is smaller the margin."""
+    """What the gain of the best K over off does not exceed: its doubt, or where that is smaller the margin."""
     _, deviation = model.gain(np.zeros(len(model.rows), dtype=np.int64))
     doubt, margin = DOUBT_DEVIATIONS * float(deviation[bucket, best]), view.settings.switch_margin
     return {"doubt": doubt} if doubt > np.log1p(margin) else {"margin": margin}
@@ -234,9 +234,9 @@ def _limit(model: GoodputModel, bucket: int) -> Causes:
         return ()
     best = int(np.argmax(model.log_goodput[bucket]))
     most_ms, max_step_ms = float(model.limit.most_step_s[bucket, best]) * 1e3, model.limit.max_step_s * 1e3
-    return (because(Code.FORBIDDEN, num_speculative_tokens=model.arms[best], max_step_ms=max_step_ms, most_ms=most_ms),)
+    return (because(Code.FORBIDDEN, num_speculative_tokens=model.ks[best], max_step_ms=max_step_ms, most_ms=most_ms),)
 
 
 def _mixed(model: GoodputModel, chosen: int, mixed: int) -> Causes:
     """What runs beside prefill, where that is another K."""
-    return (because(Code.COSTS_LESS, num_speculative_tokens=model.arms[mixed]),) if mixed != chosen else ()
+    return (because(Code.COSTS_LESS, num_speculative_tokens=model.ks[mixed]),) if mixed != chosen else ()

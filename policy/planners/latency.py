@@ -21,16 +21,16 @@ from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.evidence.waits import Waits
 
 Floats = npt.NDArray[np.float64]
-Arms = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 
-class ArmPair(NamedTuple):
-    """Indices of arms by bucket: of pure decode steps, and of those with prefill."""
+class IndexPair(NamedTuple):
+    """Indices of K by bucket: of pure decode steps, and of those with prefill."""
 
-    pure: Arms
-    mixed: Arms
+    pure: Indices
+    mixed: Indices
 
-    def is_same(self, other: ArmPair) -> bool:
+    def is_same(self, other: IndexPair) -> bool:
         """Whether both run the same everywhere."""
         return bool((self.pure == other.pure).all() and (self.mixed == other.mixed).all())
 
@@ -46,10 +46,10 @@ DOUBT_DEVIATIONS: Final = 1.0
 def saved_request_seconds(
     tokens: Floats, added_s: Floats, rows: Floats, token_s: Floats, engine_s: Floats, for_slot: Floats, for_compute: Floats
 ) -> Floats:
-    """(cases, arms): request-seconds that a step with each K saves against one with the first.
+    """(cases, ks): request-seconds that a step with each K saves against one with the first.
 
-    tokens    (arms,) or (cases, arms): tokens of a row's step
-    added_s   (cases, arms): what K adds to the step
+    tokens    (ks,) or (cases, ks): tokens of a row's step
+    added_s   (cases, ks): what K adds to the step
     rows      (cases,): requests that decode
     token_s   (cases,): what a row waits for one more token, as K is now
     engine_s  (cases,): what one more token adds to a step
@@ -64,8 +64,8 @@ def saved_request_seconds(
     return saved
 
 
-def tokens_until_the_end(survival: Sequence[float], arms: Sequence[int], answer_tokens: float) -> Floats:
-    """(arms,): tokens of a row's step, those beyond the end of its answer not counted, which has `answer_tokens` after the first.
+def tokens_until_the_end(survival: Sequence[float], ks: Sequence[int], answer_tokens: float) -> Floats:
+    """(ks,): tokens of a row's step, those beyond the end of its answer not counted, which has `answer_tokens` after the first.
 
     A row whose steps give X tokens goes beyond its end by E[X^2] / 2 E[X] - 1/2 on average (renewal theory), where the end lies
     anywhere. No step gives more than is left.
@@ -76,7 +76,7 @@ def tokens_until_the_end(survival: Sequence[float], arms: Sequence[int], answer_
     [1.0, 1.0, 1.0]
     """
     reached = np.concatenate(([1.0], survival))
-    counts = np.arange(len(reached))[None, :] <= np.array(arms)[:, None]
+    counts = np.arange(len(reached))[None, :] <= np.array(ks)[:, None]
     tokens, squares = counts @ reached, counts @ (reached * (2.0 * np.arange(len(reached)) + 1.0))
     beyond = squares / (2.0 * tokens) - 0.5
     until: Floats = np.minimum(tokens * answer_tokens / (answer_tokens + beyond), max(answer_tokens, 1.0))
@@ -84,9 +84,9 @@ def tokens_until_the_end(survival: Sequence[float], arms: Sequence[int], answer_
 
 
 def choose_for_latency(
-    model: GoodputModel, evidence: Evidence, waits: Waits, present: ArmPair, *, drafter_sleeps: bool
-) -> ArmPair | None:
-    """The arms that save most request-seconds, `present` being those that run now; None where nobody waits, or before there was a
+    model: GoodputModel, evidence: Evidence, waits: Waits, present: IndexPair, *, drafter_sleeps: bool
+) -> IndexPair | None:
+    """The K that save most request-seconds, `present` being those that run now; None where nobody waits, or before there was a
     step with prefill.
 
     Where the drafter sleeps at K = 0 both are off or neither is; elsewhere off in pure decode steps is off in all.
@@ -96,9 +96,9 @@ def choose_for_latency(
         return None
     mixed_s = np.maximum(mixed_s, SHORTEST_STEP_SECONDS)
     if evidence.answers_per_token > 0.0 and not evidence.is_censored:
-        survival, left = evidence.acceptance.acceptance(model.arms[-1]), max(1.0 / evidence.answers_per_token - 1.0, 1.0)
-        tokens = np.broadcast_to(tokens_until_the_end(survival, model.arms, left), tokens.shape)
-    buckets, lengths = np.arange(len(rows)), np.array(model.arms, dtype=float)
+        survival, left = evidence.acceptance.acceptance(model.ks[-1]), max(1.0 / evidence.answers_per_token - 1.0, 1.0)
+        tokens = np.broadcast_to(tokens_until_the_end(survival, model.ks, left), tokens.shape)
+    buckets, ks = np.arange(len(rows)), np.array(model.ks, dtype=float)
     share_s = waits.share_beside_prefill
     row_s = (mixed_s[-1, 0] - mixed_s[0, 0]) / (rows[-1] - rows[0])  # a sum of parts, each as long for every row
     may_run = _pairs(model.allowed, drafter_sleeps=drafter_sleeps)
@@ -116,7 +116,7 @@ def choose_for_latency(
         step_s = (1.0 - share) * pure_s[buckets, pure] + share * mixed_s[buckets, mixed]
         of_pure, of_mixed = tokens[buckets, pure], tokens[buckets, mixed]
         token_s = step_s / ((1.0 - share) * of_pure + share * of_mixed)
-        engine_s = row_s * (1.0 + lengths[mixed]) / of_mixed
+        engine_s = row_s * (1.0 + ks[mixed]) / of_mixed
         # Who waits while every step computes prompts waits for that, otherwise for a slot; and so will those who come meanwhile.
         for_slot = (1.0 - share) * (waits.mean_waiting + to_come)
         for_compute = share * (waits.mean_waiting + to_come) + waits.mean_prefilling
@@ -128,11 +128,11 @@ def choose_for_latency(
         before, chosen = chosen, _best(np.where(may_run, saved, -np.inf), present, at_stake_s)
         if chosen.is_same(before):
             return chosen
-    return ArmPair(np.maximum(chosen.pure, before.pure), np.maximum(chosen.mixed, before.mixed))
+    return IndexPair(np.maximum(chosen.pure, before.pure), np.maximum(chosen.mixed, before.mixed))
 
 
 def _pairs(allowed: npt.NDArray[np.bool_], *, drafter_sleeps: bool) -> npt.NDArray[np.bool_]:
-    """(buckets, arms, arms): whether an arm of pure decode steps may run with one beside prefill."""
+    """(buckets, ks, ks): whether a K of pure decode steps may run with one beside prefill."""
     pairs: npt.NDArray[np.bool_] = allowed[:, :, None] & allowed[:, None, :]
     pairs[:, 0, 1:] = False
     if drafter_sleeps:
@@ -140,11 +140,11 @@ def _pairs(allowed: npt.NDArray[np.bool_], *, drafter_sleeps: bool) -> npt.NDArr
     return pairs
 
 
-def _best(saved: Floats, present: ArmPair, at_stake_s: Floats) -> ArmPair:
-    """The pair of arms that saves most in each bucket of what is at stake; the present pair where no other saves MARGIN more."""
+def _best(saved: Floats, present: IndexPair, at_stake_s: Floats) -> IndexPair:
+    """The pair of K that saves most in each bucket of what is at stake; the present pair where no other saves MARGIN more."""
     buckets = np.arange(len(saved))
     flat = saved.reshape(len(saved), -1)
     best = flat.argmax(axis=1)
     kept = present.pure * saved.shape[2] + present.mixed
     stays = flat[buckets, kept] >= flat[buckets, best] - MARGIN * at_stake_s
-    return ArmPair(*np.divmod(np.where(stays, kept, best), saved.shape[2]))
+    return IndexPair(*np.divmod(np.where(stays, kept, best), saved.shape[2]))

@@ -6,7 +6,7 @@ batch size, and forgets nothing when acceptance drifts.
 
 The rule. Each decode batch size B has a timeline of its own, which only moves on steps of that B. Its block j = 1, 2, ... lasts
 H = 2^(j-1) steps and is cut into bins of floor(sqrt(H)) steps, the last one shorter. When bin b of a block begins, a coin says
-explore with probability 1/b: then K is uniform over the arms. Otherwise K minimises
+explore with probability 1/b: then K is uniform over those that may run. Otherwise K minimises
 
     1 / mean_goodput[B, K]  +  (C_switch(L_max, B) / K  if the step before ran K = 0 and K > 0, else 0)     in seconds per token.
 
@@ -17,9 +17,9 @@ What the paper leaves open, and what was decided:
 - Goodput is a row's tokens per second, generated tokens / B / step time, as in the authors' code. Then 1 / goodput is the
   latency of a token and comparable with C_switch / K; with the batch's goodput the penalty would dwarf it at any large B, and
   speculation would never come back.
-- An arm never tried at this B does not take part in the minimum: ADA-BINGREEDY exploits what it estimated. The first bin of
-  every block explores, so some arm has been tried; if none was measured (no step came to an end yet), the bin explores.
-- A locked arm is not looked at again within its bin, for neither a new mean nor the penalty: the lock bounds switching.
+- A K never tried at this B does not take part in the minimum: ADA-BINGREEDY exploits what it estimated. The first bin of
+  every block explores, so some K has been tried; if none was measured (no step came to an end yet), the bin explores.
+- A locked K is not looked at again within its bin, for neither a new mean nor the penalty: the lock bounds switching.
 - B is the decode batch size itself, as in the paper. `batch_buckets` shares a timeline within policy's batch buckets instead;
   it learns sooner, is ours, and is off unless asked for.
 - Ties take the smaller K. A step counts against its bin when it is chosen, because several may be in flight.
@@ -27,7 +27,7 @@ What the paper leaves open, and what was decided:
   and is not learned from; K may fall to what the bin holds or, between bins, to what the means say. Nor are steps learned
   from that catch up, whose cost is C_switch, or whose K was not held: an engine of today verifies in each step the drafts of
   the step before, so that the first step of a K has another's output.
-- Arms are the allowed K of the settings, 0 among them.
+- The K are those that the settings allow, 0 among them.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Timeline:
     block_steps_left: int = 0
     bin_steps_left: int = 0
     explores: bool = False
-    arm: int = 0
+    k: int = 0
 
     def advance(self) -> None:
         """Begin the next bin, and with it the next block where the block is used up."""
@@ -118,10 +118,10 @@ class AdaBinGreedy:
 
     plans_mixed_steps = False
 
-    def __init__(self, arms: tuple[int, ...], switch_cost: SwitchCost, rng: Random, *, batch_buckets: bool = False) -> None:
+    def __init__(self, ks: tuple[int, ...], switch_cost: SwitchCost, rng: Random, *, batch_buckets: bool = False) -> None:
         self.switch_cost = switch_cost
         self.batch_buckets = batch_buckets
-        self._arms = arms
+        self._ks = ks
         self._rng = rng
         self._timelines: dict[int, Timeline] = {}
         self._means: dict[int, dict[int, tuple[int, float]]] = {}
@@ -136,10 +136,10 @@ class AdaBinGreedy:
             timeline.advance()
             timeline.explores = self._rng.random() < 1.0 / timeline.bin
             best = None if timeline.explores else self._exploited(context, view)
-            timeline.arm = self._arms[self._rng.randrange(len(self._arms))] if best is None else best
+            timeline.k = self._ks[self._rng.randrange(len(self._ks))] if best is None else best
         timeline.bin_steps_left -= 1
         timeline.block_steps_left -= 1
-        return timeline.arm
+        return timeline.k
 
     def learn(self, outcome: StepOutcome) -> None:
         """Move the running mean of a row's tokens per second for the K and batch that ran."""
@@ -155,7 +155,7 @@ class AdaBinGreedy:
         context = self._context(view.decode_batch_size)
         timeline = self._timelines.get(context)
         if timeline is not None and timeline.bin_steps_left:
-            return timeline.arm
+            return timeline.k
         best = self._exploited(context, view)
         return view.previous_num_speculative_tokens if best is None else best
 
@@ -168,10 +168,10 @@ class AdaBinGreedy:
 
     def _exploited(self, context: int, view: StepView) -> int | None:
         means = self._means.get(context, {})
-        tried = [arm for arm in self._arms if means.get(arm, (0, 0.0))[1] > 0.0]
+        tried = [k for k in self._ks if means.get(k, (0, 0.0))[1] > 0.0]
         if not tried:
             return None
         penalty_s = 0.0
         if view.previous_num_speculative_tokens == 0:
             penalty_s = self.switch_cost.seconds(view.longest_lag_tokens, view.decode_batch_size)
-        return min(tried, key=lambda arm: 1.0 / means[arm][1] + (penalty_s / arm if arm else 0.0))
+        return min(tried, key=lambda k: 1.0 / means[k][1] + (penalty_s / k if k else 0.0))

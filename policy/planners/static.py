@@ -5,26 +5,26 @@ K is draft tokens a request and step. A K that may not run in a group's engines 
 
 from __future__ import annotations
 
-from nightjar.policy.planners.base import GroupPlan, GroupView, nearest_runnable, one_length
+from nightjar.policy.planners.base import GroupPlan, GroupView, nearest_runnable, one_k
 from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.settings import TableRow
 
 
 def off(view: GroupView) -> GroupPlan:
     """K = 0 at every decode batch size: what every other planner has to beat."""
-    return GroupPlan(one_length(0, view.key.max_num_seqs), (because(Code.EVERYWHERE, num_speculative_tokens=0),))
+    return GroupPlan(one_k(0, view.key.max_num_seqs), (because(Code.EVERYWHERE, num_speculative_tokens=0),))
 
 
 def fixed(view: GroupView) -> GroupPlan:
     """One K at every batch, as vLLM's own `num_speculative_tokens`: the settings', or the engine's maximum where none is set."""
     maximum = view.key.max_num_speculative_tokens
     wanted = view.settings.num_speculative_tokens
-    length = nearest_runnable(maximum if wanted is None else wanted, view.settings, view.key)
-    why = because(Code.EVERYWHERE, num_speculative_tokens=length)
-    if wanted is not None and length != wanted:
-        allowed = ", ".join(map(str, view.arms))
-        why = because(Code.EVERYWHERE, allowed, num_speculative_tokens=length, asked=wanted, maximum=maximum)
-    return GroupPlan(one_length(length, view.key.max_num_seqs), (why,))
+    k = nearest_runnable(maximum if wanted is None else wanted, view.settings, view.key)
+    why = because(Code.EVERYWHERE, num_speculative_tokens=k)
+    if wanted is not None and k != wanted:
+        allowed = ", ".join(map(str, view.ks))
+        why = because(Code.EVERYWHERE, allowed, num_speculative_tokens=k, asked=wanted, maximum=maximum)
+    return GroupPlan(one_k(k, view.key.max_num_seqs), (why,))
 
 
 def schedule(view: GroupView) -> GroupPlan:

@@ -15,7 +15,7 @@ from nightjar.policy.exploration import measuring
 from nightjar.policy.operator.canary.trial import Trial
 from nightjar.policy.operator.freeze import Freeze
 from nightjar.policy.operator.overrides import ModeOverride, effective_mode, override_of, slower
-from nightjar.policy.planners.base import GroupPlan, only_length
+from nightjar.policy.planners.base import GroupPlan, only_k
 from nightjar.policy.planners.fleet import all_reasons, causes_at
 from nightjar.policy.state import GroupState, ReplicaState
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
@@ -89,7 +89,7 @@ def warnings(replica: ReplicaState, group: GroupState) -> Causes:
 
 def of_plan(group: GroupState) -> Causes:
     """The plan's reasons, bucket by bucket."""
-    plan, only = group.plan, only_length(group.evidence, range(group.key.max_num_speculative_tokens + 1))
+    plan, only = group.plan, only_k(group.evidence, range(group.key.max_num_speculative_tokens + 1))
     if plan is None:
         return ()
     if plan.reasons and only is not None:
@@ -239,8 +239,8 @@ def _last_step(facts: Facts) -> Iterator[Statement]:
     if Code.DWELL in said:
         yield _states("dwell", because(Code.DWELL, dwell_steps=facts.settings.dwell_steps), decides=True)
     if Code.BESIDE_PREFILL in said:
-        length = snapshot.load.num_speculative_tokens
-        yield _states("prefill", because(Code.BESIDE_PREFILL, num_speculative_tokens=length), decides=True)
+        k = snapshot.load.num_speculative_tokens
+        yield _states("prefill", because(Code.BESIDE_PREFILL, num_speculative_tokens=k), decides=True)
     if Code.MIXED in said:
         yield _states("prefill", because(Code.MIXED), decides=True)
 

@@ -15,12 +15,12 @@ import numpy as np
 from nightjar.policy.evidence.cells import Cell
 from nightjar.policy.operator.overrides import ModeOverride, effective_mode, with_overrides
 from nightjar.policy.planners import LEARNING_PLANNERS
-from nightjar.policy.planners.base import told_arms
+from nightjar.policy.planners.base import stated_ks
 from nightjar.policy.planners.estimates import ToldGain
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.status.causes import Facts, InForce, planned, statements
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
-from nightjar.policy.wire.explanation import ArmExplanation, Explanation
+from nightjar.policy.wire.explanation import Explanation, KExplanation
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.settings import Settings
 from nightjar.policy.wire.status import shown_name
@@ -89,7 +89,7 @@ def explain(
         settings_confirmed=in_force.is_confirmed if in_force is not None else None,
         estimate_age_s=_age(now_s, estimate.at_s) if estimate is not None else None,
         statements=found,
-        arms=_arms(group, replica, bucket, settings, now_s),
+        arms=_by_k(group, replica, bucket, settings, now_s),
     )
 
 
@@ -129,45 +129,45 @@ def _runs(replica: ReplicaState) -> str:
     return f"{speculation(load.num_speculative_tokens)} at decode batch {load.decode_batch_size}"
 
 
-def _arms(
+def _by_k(
     group: GroupState, replica: ReplicaState, bucket: int, settings: OperatorSettings, now_s: float
-) -> tuple[ArmExplanation, ...]:
+) -> tuple[KExplanation, ...]:
     """Every K that may run or was measured in the bucket, by what the plan in force stands on."""
     evidence, estimate = group.evidence, group.variant(replica).estimate
-    lengths = set(settings.arms(group.key.max_num_speculative_tokens, group.key.graph_tiers))
-    lengths |= {cell.num_speculative_tokens for cell in evidence.cells if cell.batch_bucket == bucket}
+    ks = set(settings.runnable_ks(group.key.max_num_speculative_tokens, group.key.graph_tiers))
+    ks |= {cell.num_speculative_tokens for cell in evidence.cells if cell.batch_bucket == bucket}
     predicted: dict[int, tuple[float | None, ToldGain | None]] = {}
     too_long: set[int] = set()
     if estimate is not None and bucket < len(estimate.goodput_model.rows):
         model = estimate.goodput_model
-        told = told_arms(evidence, model.arms)
-        too_long = {length for index, length in enumerate(model.arms) if not model.allowed[bucket, index]}
-        for index, length in enumerate(model.arms):
-            if length not in told:
+        told = stated_ks(evidence, model.ks)
+        too_long = {k for index, k in enumerate(model.ks) if not model.allowed[bucket, index]}
+        for index, k in enumerate(model.ks):
+            if k not in told:
                 continue
             goodput = _finite(np.exp(min(float(model.log_goodput[bucket, index]), 100.0)))
-            over_off = estimate.told_gain(bucket, length, model.arms[0]) if index and model.arms[0] in told else None
-            predicted[length] = goodput, over_off
-    arms = []
-    for length in sorted(lengths | predicted.keys()):
-        goodput, over_off = predicted.get(length, (None, None))
-        cell = evidence.cells.get(Cell(bucket, length))
-        arms.append(
-            ArmExplanation(
-                num_speculative_tokens=length,
+            over_off = estimate.told_gain(bucket, k, model.ks[0]) if index and model.ks[0] in told else None
+            predicted[k] = goodput, over_off
+    by_k = []
+    for k in sorted(ks | predicted.keys()):
+        goodput, over_off = predicted.get(k, (None, None))
+        cell = evidence.cells.get(Cell(bucket, k))
+        by_k.append(
+            KExplanation(
+                num_speculative_tokens=k,
                 predicted_tokens_per_s=goodput,
                 gain_over_off=math.expm1(over_off.log_gain) if over_off is not None else None,
                 gain_deviation=over_off.deviation if over_off is not None else None,
                 is_gain_known=over_off is None or over_off.is_known,
-                measured_tokens_per_s=evidence.goodput_tokens_per_s(bucket, length),
+                measured_tokens_per_s=evidence.goodput_tokens_per_s(bucket, k),
                 clean_steps=cell.steps if cell is not None else 0.0,
                 measured_age_s=_age(now_s, cell.measured_at_s) if cell is not None and group.decided_at_s is not None else None,
-                is_imported=Cell(bucket, length) in group.imported.cells,
-                exceeds_limit=length in too_long,
-                own_steps=group.contributions.steps_of(replica.report.replica_id, Cell(bucket, length), now_s),
+                is_imported=Cell(bucket, k) in group.imported.cells,
+                exceeds_limit=k in too_long,
+                own_steps=group.contributions.steps_of(replica.report.replica_id, Cell(bucket, k), now_s),
             )
         )
-    return tuple(arms)
+    return tuple(by_k)
 
 
 def _finite(number: float) -> float | None:

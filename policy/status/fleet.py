@@ -17,7 +17,7 @@ import numpy as np
 
 from nightjar.policy.evidence.gained import gained, measured
 from nightjar.policy.evidence.goodput import Floats
-from nightjar.policy.planners.base import told_arms
+from nightjar.policy.planners.base import stated_ks
 from nightjar.policy.restarts.leases import GroupRestarts
 from nightjar.policy.state import FleetState, GroupState, PlanVariant, ReplicaState
 from nightjar.policy.status.causes import beside_plan, of_plan, of_replica, warnings
@@ -76,14 +76,14 @@ def _group(
 ) -> GroupStatus:
     plan, max_num_seqs = group.plan, group.key.max_num_seqs
     cells = []
-    for (bucket, length, _), cell in sorted(group.evidence.cells.items()):
+    for (bucket, k, _), cell in sorted(group.evidence.cells.items()):
         first, last = bucket_range(bucket, max_num_seqs)
         cells.append(
             CellStatus(
                 first_batch_size=first,
                 last_batch_size=last,
-                num_speculative_tokens=length,
-                goodput_tokens_per_s=group.evidence.goodput_tokens_per_s(bucket, length) or 0.0,
+                num_speculative_tokens=k,
+                goodput_tokens_per_s=group.evidence.goodput_tokens_per_s(bucket, k) or 0.0,
                 clean_steps=cell.steps,
             )
         )
@@ -119,11 +119,11 @@ def _goodput_model(group: GroupState, now_s: float) -> GoodputModelStatus | None
     None without an estimate, without such a K, and where a number is none: a status must not fail on its group.
     """
     estimate = group.estimate
-    told = told_arms(group.evidence, estimate.goodput_model.arms) if estimate is not None else ()
+    told = stated_ks(group.evidence, estimate.goodput_model.ks) if estimate is not None else ()
     if estimate is None or not told:
         return None
     model = estimate.goodput_model
-    columns = [model.arms.index(arm) for arm in told]
+    columns = [model.ks.index(k) for k in told]
     goodput = np.exp(np.minimum(model.log_goodput, 100.0))
     deviation = np.sqrt(np.maximum(np.diagonal(model.covariance, axis1=1, axis2=2), 0.0))
     gain_deviation = model.told_deviation[:, :, 0]
@@ -137,7 +137,7 @@ def _goodput_model(group: GroupState, now_s: float) -> GoodputModelStatus | None
         num_speculative_tokens=told,
         goodput_tokens_per_s=_rounded(goodput[:, columns], 2),
         goodput_deviation=_rounded(deviation[:, columns], 4),
-        gain_deviation=_rounded(gain_deviation[:, columns], 4) if model.arms[0] in told else (),
+        gain_deviation=_rounded(gain_deviation[:, columns], 4) if model.ks[0] in told else (),
     )
 
 
@@ -240,7 +240,7 @@ def predict(group: GroupState, replicas: Iterable[ReplicaState]) -> Predicted | 
 
     None where no busy replica's batch is known well enough, where a single K ever ran, or where engines plan for themselves.
     """
-    if group.plan is None or group.plan.local is not None or group.evidence.only_length is not None:
+    if group.plan is None or group.plan.local is not None or group.evidence.only_k is not None:
         return None
     known = list(_goodputs(group, replicas))
     if not known:
@@ -275,12 +275,12 @@ def _goodputs(group: GroupState, replicas: Iterable[ReplicaState]) -> Iterator[P
         variants[id(variant.estimate)] = variant
         alike[id(variant.estimate), batch_bucket(batch), load.num_speculative_tokens] += 1
     plan_goodputs = {key: group.plan_goodput(variant) for key, variant in variants.items()}
-    for (key, bucket, length), count in alike.items():
+    for (key, bucket, k), count in alike.items():
         planned, off = plan_goodputs[key].planned_goodput[bucket], plan_goodputs[key].off_goodput[bucket]
         if planned is None or not off:
             continue
         estimate, runs = variants[key].estimate, plan_goodputs[key].planned[bucket]
-        present = group.goodput(estimate, bucket, length)
-        over = [estimate.told_gain(bucket, runs, other) if estimate is not None else None for other in (0, length)]
+        present = group.goodput(estimate, bucket, k)
+        over = [estimate.told_gain(bucket, runs, other) if estimate is not None else None for other in (0, k)]
         doubts = [told.deviation if told is not None else None for told in over]
         yield from (Predicted(planned, off, present, *doubts) for _ in range(count))

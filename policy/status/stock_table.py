@@ -23,10 +23,11 @@ import numpy.typing as npt
 from pydantic import Field
 
 from nightjar.policy.evidence.cells import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, CellEvidence, Evidence, Floats
+from nightjar.policy.evidence.doubt import DEVIATIONS
 from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.evidence.mixed_steps import mixed_costs
 from nightjar.policy.evidence.step_time import StepTimes, predict_step_times
-from nightjar.policy.planners.base import GroupView, only_length, present_arms
+from nightjar.policy.planners.base import GroupView, only_k, present_indices
 from nightjar.policy.planners.estimates import Estimate, replan_alone
 from nightjar.policy.planners.fleet import choose
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
@@ -42,8 +43,6 @@ WITH_A_MODEL: Final = (SEPARATE_DRAFT_MODEL, "eagle", "eagle3", "mtp")
 """Drafters that run a model, which vLLM goes on running at K = 0; of dflash and dspark 0.33 runs none."""
 TAKE_A_TABLE: Final = (*WITH_A_MODEL, "dflash", "dspark", "ngram")
 """Drafters that stock vLLM runs at the table's K: those that we steer (deployments/drafter_kinds.py)."""
-DEVIATIONS: Final = 2.0
-"""Standard deviations on either side that the interval of a loss holds."""
 MOST_DEVIATION: Final = 1.0
 """Of a loss's logarithm, half its interval: what is doubted more tells nothing."""
 STOCK_OFF_SHARE: Final = 0.4
@@ -51,7 +50,7 @@ STOCK_OFF_SHARE: Final = 0.4
 the simulator (loadtests/simulation/profiles), and changes little with the batch."""
 MAX_TABLES: Final = 64
 
-Arms = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 SecondsOfBuckets = Mapping[int, float]
 """How long engines ran at each batch bucket: what a loss is weighed by."""
 
@@ -121,7 +120,7 @@ def stock_table(
     `taxes_off`: the K = 0 that is known is one at which no drafter runs, or only the part of a head that writes its KV.
     """
     model = estimate.goodput_model
-    planned = present_arms(view.with_plan(estimate.plan))
+    planned = present_indices(view.with_plan(estimate.plan))
     costs = _Costs.of(view, model, taxes_off=taxes_off)
     chosen = choose(costs.model, planned, view.settings.switch_margin)
     reach = _reach(view, costs, chosen)
@@ -143,7 +142,7 @@ def stock_table(
         group_id=group_id,
         drafter_kind=view.key.drafter_kind,
         num_speculative_tokens=view.key.max_num_speculative_tokens,
-        rows=_rows([view.arms[arm] for arm in chosen], reach, view.key.max_num_seqs),
+        rows=_rows([view.ks[index] for index in chosen], reach, view.key.max_num_seqs),
         lost=Lost(share=1.0 - ratio, low=1.0 - ratio * math.exp(deviation), high=1.0 - ratio * math.exp(-deviation)),
         worst=WorstBatches(first_batch_size=first, last_batch_size=last, lost=float(by_bucket[worst])),
         measured_to=bucket_range(max(cell.batch_bucket for cell in view.evidence.cells), view.key.max_num_seqs)[1],
@@ -207,7 +206,7 @@ def why_no_table(view: GroupView) -> str:
         return f"its data_parallel_size is {view.key.data_parallel_size}, and vLLM drops a table above 1"
     if not evidence.cells:
         return "it has learned nothing yet: no clean step was counted; give it load in mode auto or shadow"
-    if (only := only_length(evidence, range(view.key.max_num_speculative_tokens + 1))) is not None:
+    if (only := only_k(evidence, range(view.key.max_num_speculative_tokens + 1))) is not None:
         return f"only K={only} ever ran, so nothing is known of other K; `nightjar mode auto --for 5m` finds out"
     if not evidence.acceptance.reached:
         return "no draft of it was ever verified, so its acceptance is not known; `nightjar mode auto --for 5m` finds out"
@@ -252,15 +251,15 @@ def seconds_run(evidence: Evidence) -> dict[int, float]:
 
 @dataclass(frozen=True, slots=True)
 class _Costs:
-    """What a table's steps cost. Arms are indices."""
+    """What a table's steps cost. A K is its index."""
 
     times: StepTimes
     beside: Floats
-    """(buckets, arms, arms): seconds that a generated token takes longer by K in pure decode steps and K beside prefill."""
+    """(buckets, ks, ks): seconds that a generated token takes longer by K in pure decode steps and K beside prefill."""
     tax: Floats
     """(buckets,): logarithm of how much longer vLLM's K = 0 takes."""
     model: GoodputModel
-    """What each arm gives where it runs in steps of both kinds, at vLLM's K = 0."""
+    """What each K gives where it runs in steps of both kinds, at vLLM's K = 0."""
 
     @property
     def tax_variance(self) -> Floats:
@@ -271,9 +270,9 @@ class _Costs:
     @classmethod
     def of(cls, view: GroupView, model: GoodputModel, *, taxes_off: bool) -> _Costs:
         evidence, most = view.evidence, view.key.max_num_seqs
-        times = predict_step_times(evidence.cells, model.arms, view.buckets, most, view.now_s)
-        known = mixed_costs(evidence, times, model.arms, model.mixed_seconds, drafter_sleeps=False)
-        shape = (*times.log_seconds.shape, len(model.arms))
+        times = predict_step_times(evidence.cells, model.ks, view.buckets, most, view.now_s)
+        known = mixed_costs(evidence, times, model.ks, model.mixed_seconds, drafter_sleeps=False)
+        shape = (*times.log_seconds.shape, len(model.ks))
         beside = np.zeros(shape) if known is None else np.maximum(known - known[:, :1, :1], 0.0)
         tax = np.zeros(shape[0])
         if taxes_off:
@@ -282,23 +281,23 @@ class _Costs:
             smallest = min(cell.batch_bucket for cell in evidence.cells)
             tax = np.log1p(np.minimum(added_s, STOCK_OFF_SHARE * added_s[smallest]) / off_s)
         costs = cls(times, beside, tax, model)
-        arms = np.tile(np.arange(shape[1]), (shape[0], 1))
-        alike = np.stack([costs.seconds_per_token(arm, arm) for arm in arms.T], axis=1)
+        indices = np.tile(np.arange(shape[1]), (shape[0], 1))
+        alike = np.stack([costs.seconds_per_token(index, index) for index in indices.T], axis=1)
         covariance = model.covariance.copy()
         covariance[:, 0, 0] += costs.tax_variance
         return replace(costs, model=replace(model, log_goodput=-np.log(alike), covariance=covariance, mixed_costs=None))
 
-    def seconds_per_token(self, arms: Arms, arms_beside: Arms) -> Floats:
+    def seconds_per_token(self, indices: Indices, beside: Indices) -> Floats:
         """(buckets,): of an engine that runs these K in pure decode steps, and those beside prefill."""
         buckets = np.arange(len(self.tax))
-        tokens = self.times.rows * self.model.tokens_per_row[buckets, arms]
-        charged = self.beside[buckets, arms, np.where(np.isfinite(self.beside[buckets, arms, arms_beside]), arms_beside, arms)]
-        seconds = np.exp(self.times.log_seconds[buckets, arms]) / tokens + charged
-        taxed: Floats = seconds * np.exp(np.where(arms == 0, self.tax, 0.0))
+        tokens = self.times.rows * self.model.tokens_per_row[buckets, indices]
+        charged = self.beside[buckets, indices, np.where(np.isfinite(self.beside[buckets, indices, beside]), beside, indices)]
+        seconds = np.exp(self.times.log_seconds[buckets, indices]) / tokens + charged
+        taxed: Floats = seconds * np.exp(np.where(indices == 0, self.tax, 0.0))
         return taxed
 
 
-def _reach(view: GroupView, costs: _Costs, chosen: Arms) -> list[int]:
+def _reach(view: GroupView, costs: _Costs, chosen: Indices) -> list[int]:
     """By how many requests the rows of each bucket reach further: 1 where most steps at its batch compute a prompt as well."""
     tokens = costs.times.rows * costs.model.tokens_per_row[np.arange(len(chosen)), chosen]
     return [int(share > 0.5) for share in view.evidence.mixed_steps_per_token * tokens]
@@ -310,7 +309,7 @@ def _beside_prompt(view: GroupView, times: StepTimes, reach: Sequence[int]) -> l
     return [batch_bucket(min(requests, view.key.max_num_seqs)) for requests in looked_up]
 
 
-def _rows(lengths: Sequence[int], reach: Sequence[int], max_num_seqs: int) -> tuple[TableRow, ...]:
+def _rows(ks: Sequence[int], reach: Sequence[int], max_num_seqs: int) -> tuple[TableRow, ...]:
     """Rows by scheduled requests from K by bucket.
 
     >>> [(row.first_batch_size, row.last_batch_size) for row in _rows((5, 5, 3, 0), (0, 0, 1, 1), 5)]
@@ -320,10 +319,10 @@ def _rows(lengths: Sequence[int], reach: Sequence[int], max_num_seqs: int) -> tu
     for requests in range(1, max_num_seqs + 1):
         before = max(requests - 1, 1)
         decode_rows = before if reach[batch_bucket(before)] else requests
-        by_requests.append((lengths[batch_bucket(decode_rows)], requests))
+        by_requests.append((ks[batch_bucket(decode_rows)], requests))
     rows = []
-    for length, same in groupby(by_requests, key=lambda one: one[0]):
+    for k, same in groupby(by_requests, key=lambda one: one[0]):
         first, *others = [requests for _, requests in same]
         last = others[-1] if others else first
-        rows.append(TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=length))
+        rows.append(TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=k))
     return tuple(rows)

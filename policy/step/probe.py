@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 PROBE_EXPECTED_HITS: Final = 32
-PROBE_MIN_ROWS: Final = 32
 PROBE_MAX_ROWS: Final = 256
 PROBE_SHARE: Final = 0.25
-"""A probe watches so many rows that acceptance as before would give 32 accepted first tokens (from 32 to 256 rows), and passes
+"""A probe watches so many rows that acceptance as before would give 32 accepted first tokens (at most 256 rows), and passes
 with a quarter of that. Drafting on missing KV gave 0.07 instead of 0.31 (vLLM 0.32, CPU): at a quarter it fails, while a
 change of topic that halves acceptance passes. By chance a probe fails less than once in a million, where acceptance had been
 above 0.12; below, less than once in five hundred."""
@@ -44,9 +43,9 @@ class Probe:
         self._rows += rows
         self._hits += hits
         rows_needed, hits_needed = PROBE_MAX_ROWS, 1.0
-        if self._rows_before >= PROBE_MIN_ROWS and self._hits_before:
+        if self._rows_before >= PROBE_EXPECTED_HITS and self._hits_before:
             before = self._hits_before / self._rows_before
-            rows_needed = min(max(round(PROBE_EXPECTED_HITS / before), PROBE_MIN_ROWS), PROBE_MAX_ROWS)
+            rows_needed = min(max(round(PROBE_EXPECTED_HITS / before), PROBE_EXPECTED_HITS), PROBE_MAX_ROWS)
             hits_needed = PROBE_SHARE * before * rows_needed
         if self._hits >= hits_needed:
             return True

@@ -26,7 +26,7 @@ from nightjar.policy.step.guard import OffGuard
 from nightjar.policy.step.segments import Segments
 from nightjar.policy.wire.cause import Causes, Code, because
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.settings import IssuedSettings, Local, Settings, SettingsVersion, Table, TableRow, length_at
+from nightjar.policy.wire.settings import IssuedSettings, Local, Settings, SettingsVersion, Table, TableRow, k_at
 
 
 class _BuiltPlanner(NamedTuple):
@@ -61,8 +61,8 @@ class Steering:
         self._mode: Mode | None = None
         self._heard_s = 0.0
         self._allowed: tuple[int, ...] = (0,)
-        self._length_by_batch: list[int] = [0]
-        self._mixed_length_by_batch: list[int] = [0]
+        self._k_by_batch: list[int] = [0]
+        self._mixed_k_by_batch: list[int] = [0]
         self._segments = Segments()
         self._off_guard = OffGuard(max_num_seqs)
         self._local: _BuiltPlanner | None = None
@@ -112,7 +112,7 @@ class Steering:
         if not version.is_newer_than(in_force):
             return f"version {version} of the settings is older than {in_force}, which is in force; only newer ones are taken"
         plan, local = settings.plan, self._local
-        allowed = allowed_lengths(settings.allowed_num_speculative_tokens, self._max_num_speculative_tokens)
+        allowed = allowed_ks(settings.allowed_num_speculative_tokens, self._max_num_speculative_tokens)
         if isinstance(plan, Local) and (local is None or (plan, allowed) != (local.plan, local.allowed)):
             factory = self._local_planners.get(plan.planner)
             if factory is None:
@@ -139,9 +139,9 @@ class Steering:
             self._off_guard.adopt([0] * (self._max_num_seqs + 1), ())
         else:
             self._planner = None
-            self._length_by_batch = self._lengths(plan.rows)
-            self._mixed_length_by_batch = self._lengths(plan.mixed_rows) if plan.mixed_rows else self._length_by_batch
-            self._off_guard.adopt(self._length_by_batch, plan.off_steps)
+            self._k_by_batch = self._by_batch_size(plan.rows)
+            self._mixed_k_by_batch = self._by_batch_size(plan.mixed_rows) if plan.mixed_rows else self._k_by_batch
+            self._off_guard.adopt(self._k_by_batch, plan.off_steps)
             self._segments.replace([s for s in plan.segments if s.num_speculative_tokens in allowed], now_s)
         return ""
 
@@ -202,7 +202,7 @@ class Steering:
             return self._allowed[-1]
         segment = self._segments.at(decode_batch_size, now_s)
         size = min(decode_batch_size, self._max_num_seqs)
-        planned = max(self._length_by_batch[size], self._mixed_length_by_batch[size])
+        planned = max(self._k_by_batch[size], self._mixed_k_by_batch[size])
         return planned if segment is None else max(planned, segment.num_speculative_tokens)
 
     def count_clean_step(
@@ -286,11 +286,11 @@ class Steering:
         current = self._current or 0
         segment = self._segments.at(decode_batch_size, now_s)
         if segment is not None:
-            length = segment.num_speculative_tokens
-            if not has_prefill or length == current or segment.beside_prefill:  # else the step would begin what it cannot measure
-                return length, Code.SEGMENT
+            k = segment.num_speculative_tokens
+            if not has_prefill or k == current or segment.beside_prefill:  # else the step would begin what it cannot measure
+                return k, Code.SEGMENT
         size = min(decode_batch_size, self._max_num_seqs)
-        pure, mixed = self._length_by_batch[size], self._mixed_length_by_batch[size]
+        pure, mixed = self._k_by_batch[size], self._mixed_k_by_batch[size]
         proposed, cause = (mixed, Code.BESIDE_PREFILL) if prefill_follows and mixed != pure else (pure, Code.PLAN)
         if proposed and self._off_guard.holding and self._off_guard.holds(decode_batch_size, now_s):
             proposed, cause = 0, Code.WORSE_THAN_OFF
@@ -302,27 +302,27 @@ class Steering:
             cause = Code.DWELL
         return held, cause
 
-    def _lengths(self, rows: Sequence[TableRow]) -> list[int]:
+    def _by_batch_size(self, rows: Sequence[TableRow]) -> list[int]:
         """Allowed K for each decode batch size from 0 to the engine's most."""
-        return [bound(length_at(rows, size), self._allowed) for size in range(self._max_num_seqs + 1)]
+        return [bound(k_at(rows, size), self._allowed) for size in range(self._max_num_seqs + 1)]
 
 
-def lengths_by_batch(table: Table, max_num_seqs: int) -> list[int]:
+def ks_by_batch(table: Table, max_num_seqs: int) -> list[int]:
     """K of pure decode steps for each decode batch size from 0 to `max_num_seqs`, as `Table` defines it."""
-    return [length_at(table.rows, size) for size in range(max_num_seqs + 1)]
+    return [k_at(table.rows, size) for size in range(max_num_seqs + 1)]
 
 
-def allowed_lengths(wished: Sequence[int], max_num_speculative_tokens: int) -> tuple[int, ...]:
+def allowed_ks(wished: Sequence[int], max_num_speculative_tokens: int) -> tuple[int, ...]:
     """The K that may run, ascending: those wished that the engine can do, and 0 (off is always allowed).
 
-    >>> allowed_lengths((5, 1, 9), 5)
+    >>> allowed_ks((5, 1, 9), 5)
     (0, 1, 5)
     """
-    return tuple(sorted({0, *(length for length in wished if length <= max_num_speculative_tokens)}))
+    return tuple(sorted({0, *(k for k in wished if k <= max_num_speculative_tokens)}))
 
 
 def bound(num_speculative_tokens: int, allowed: Sequence[int]) -> int:
-    """The highest allowed K that is not above the proposal. `allowed` ascends from 0, as `allowed_lengths` gives it.
+    """The highest allowed K that is not above the proposal. `allowed` ascends from 0, as `allowed_ks` gives it.
 
     >>> bound(4, (0, 1, 3, 5)), bound(9, (0, 1, 3, 5)), bound(0, (0, 1))
     (3, 5, 0)

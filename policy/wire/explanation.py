@@ -21,7 +21,7 @@ class Statement(Record):
     decides: bool = False
 
 
-class ArmExplanation(Record):
+class KExplanation(Record):
     """One K at the replica's batch bucket. Tokens a second are generated ones; None: nobody predicted or measured it.
 
     `gain_over_off` is the predicted share above K = 0, `gain_deviation` the standard deviation of its logarithm, wider than what
@@ -48,7 +48,7 @@ class Explanation(Record):
     `objective` is what its plan is made for, empty where its planner knows none.
 
     `num_speculative_tokens` ran in the last step that was reported, `planned_num_speculative_tokens` is the plan's for the present
-    batch (None: no plan). The arms are those of batches from `first_batch_size` to `last_batch_size`; `layers` are those that work.
+    batch (None: no plan). `arms` are the K of batches from `first_batch_size` to `last_batch_size`; `layers` are those that work.
     """
 
     replica_id: str
@@ -75,4 +75,4 @@ class Explanation(Record):
     settings_confirmed: bool | None = None
     estimate_age_s: float | None = None
     statements: tuple[Statement, ...] = ()
-    arms: tuple[ArmExplanation, ...] = ()
+    arms: tuple[KExplanation, ...] = ()

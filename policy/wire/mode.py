@@ -40,7 +40,7 @@ class Mode(Record):
         raise ValueError(f"mode {value[:40]!r} is none of auto, shadow, off, pin=K with K from 0 to {MAX_NUM_SPECULATIVE_TOKENS}")
 
     @model_validator(mode="after")
-    def _only_pin_holds_a_length(self) -> Self:
+    def _only_pin_holds_a_k(self) -> Self:
         if (self.kind == "pin") != (self.num_speculative_tokens is not None):
             raise ValueError("num_speculative_tokens belongs to mode pin, and only to it")
         return self

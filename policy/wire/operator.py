@@ -73,7 +73,7 @@ class OperatorSettings(BaseModel):
         default=None,
         max_length=MAX_NUM_SPECULATIVE_TOKENS + 1,
         description="The K that may run; 0 is always among them. None means 0, 1, 2, 3, 5, 8, ... up to the engine's maximum, "
-        "and the maximum: fewer arms are learned sooner.",
+        "and the maximum: fewer K are learned sooner.",
     )
     objective: Objective = Field(
         default="latency",
@@ -268,32 +268,31 @@ class OperatorSettings(BaseModel):
             reload_free_share=self.reload_above_free_share,
         )
 
-    def arms(self, max_num_speculative_tokens: int, graph_tiers: Sequence[int] = ()) -> tuple[int, ...]:
+    def runnable_ks(self, max_num_speculative_tokens: int, graph_tiers: Sequence[int] = ()) -> tuple[int, ...]:
         """The K that may run in an engine whose maximum is `max_num_speculative_tokens`, ascending, 0 included.
 
         Where the engine captured graphs for some K alone, `graph_tiers`, these and no others.
 
-        >>> OperatorSettings().arms(5), OperatorSettings(allowed_num_speculative_tokens=(2, 9)).arms(4)
+        >>> OperatorSettings().runnable_ks(5), OperatorSettings(allowed_num_speculative_tokens=(2, 9)).runnable_ks(4)
         ((0, 1, 2, 3, 5), (0, 2))
-        >>> OperatorSettings().arms(5, (0, 1, 4, 5)), OperatorSettings(allowed_num_speculative_tokens=(1, 2)).arms(4, (0, 1, 4))
-        ((0, 1, 4, 5), (0, 1))
+        >>> OperatorSettings().runnable_ks(5, (0, 1, 4, 5))
+        (0, 1, 4, 5)
+        >>> OperatorSettings(allowed_num_speculative_tokens=(1, 2)).runnable_ks(4, (0, 1, 4))
+        (0, 1)
         """
         if self.allowed_num_speculative_tokens is not None:
             wanted = set(self.allowed_num_speculative_tokens)
         else:
             wanted = set(graph_tiers) or {1, 2, 3, 5, 8, 13, 21, max_num_speculative_tokens}
         captured = set(graph_tiers) or wanted
-        return tuple(sorted({length for length in wanted & captured if length <= max_num_speculative_tokens} | {0}))
+        return tuple(sorted({k for k in wanted & captured if k <= max_num_speculative_tokens} | {0}))
 
 
 def _schedule_table(rows: tuple[ScheduleRow, ...]) -> Table:
     """Rows in vLLM's form as a plan. Raises ValueError naming what is wrong of the first bad row."""
     try:
         return Table(
-            rows=tuple(
-                TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=length)
-                for first, last, length in rows
-            )
+            rows=tuple(TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=k) for first, last, k in rows)
         )
     except ValidationError as error:
         raise ValueError(describe_validation_error(error, limit=1).partition(" (got ")[0]) from error

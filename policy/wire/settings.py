@@ -87,7 +87,7 @@ class Table(Record):
     `mixed_rows` is K for drafts that are expected to be verified in a step that also computes prompt tokens; empty: as `rows`.
 
     Rows ascend and do not overlap. A batch below the first row takes the first row's K, one above the last row K = 0, and one in a
-    gap that of the row before it, as in vLLM. `length_at` looks it up.
+    gap that of the row before it, as in vLLM. `k_at` looks it up.
     """
 
     kind: Literal["table"] = "table"
@@ -115,12 +115,12 @@ class Table(Record):
         return self
 
 
-def length_at(rows: Sequence[TableRow], decode_batch_size: int) -> int:
+def k_at(rows: Sequence[TableRow], decode_batch_size: int) -> int:
     """K that rows which ascend give a decode batch, as `Table` says; 0 without rows.
 
     >>> rows = (TableRow(first_batch_size=2, last_batch_size=3, num_speculative_tokens=3),
     ...         TableRow(first_batch_size=6, last_batch_size=6, num_speculative_tokens=1))
-    >>> [length_at(rows, batch) for batch in (0, 2, 3, 5, 6, 7)], length_at((), 1)
+    >>> [k_at(rows, batch) for batch in (0, 2, 3, 5, 6, 7)], k_at((), 1)
     ([3, 3, 3, 3, 1, 0], 0)
     """
     if not rows or decode_batch_size > rows[-1].last_batch_size:
