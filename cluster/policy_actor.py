@@ -18,12 +18,11 @@ import ray
 import structlog
 
 from nightjar.cluster.api.operations import OPERATIONS, Operation, OperationError
-from nightjar.cluster.service.clock import epoch_clock
 from nightjar.cluster.service.fleet_answers import ActorIdentity
 from nightjar.cluster.service.garbage import collect_seldom
 from nightjar.cluster.service.memory_kills import DeadActor, MemoryKills
 from nightjar.cluster.service.other_versions import ACTOR_NAME_PREFIX, OtherVersions
-from nightjar.cluster.service.policy_service import PolicyService
+from nightjar.cluster.service.policy_service import PolicyService, epoch_clock
 from nightjar.cluster.service.seed_from import SeedReader
 from nightjar.cluster.storage.gcs_store import GcsStore
 from nightjar.cluster.storage.handover import has_fault_tolerance, service_of

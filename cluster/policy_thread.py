@@ -23,9 +23,8 @@ from typing import Final, TypeVar
 import structlog
 
 from nightjar.cluster.api.operations import CONFIGURE, STARTING_MODE, Answer, Operation, OperationError, P
-from nightjar.cluster.service.clock import epoch_clock
 from nightjar.cluster.service.fleet_answers import ActorIdentity
-from nightjar.cluster.service.policy_service import PolicyService
+from nightjar.cluster.service.policy_service import PolicyService, epoch_clock
 from nightjar.cluster.service.seed_from import SeedReader
 from nightjar.cluster.storage.journal import JournalFile
 from nightjar.cluster.storage.recorder import Recorder, recorded_replicas

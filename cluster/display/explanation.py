@@ -14,20 +14,20 @@ from rich.text import Text
 
 from nightjar.cluster.display.fleet import acceptance
 from nightjar.cluster.display.times import format_duration, format_moment
-from nightjar.policy.wire.explanation import ArmExplanation, Explanation
+from nightjar.policy.wire.explanation import Explanation, KExplanation
 from nightjar.policy.words import NOT_MEASURED, batch_range, has_guesses, predicted, speculation
 
 
 def explanation_view(explained: Explanation) -> RenderableType:
     """Everything that `explain` shows."""
-    guessed = any(arm.predicted_tokens_per_s is not None and arm.measured_tokens_per_s is None for arm in explained.arms)
+    guessed = any(one.predicted_tokens_per_s is not None and one.measured_tokens_per_s is None for one in explained.arms)
     marked = guessed or any(has_guesses(one.causes) for one in explained.statements)
     return Group(
         Text.assemble((explained.replica_id, "bold"), f"  {explained.summary}"),
         Text(_state_line(explained), style="dim"),
         _statements(explained),
         Text(_arms_line(explained)),
-        _arms(explained),
+        _ks(explained),
         *([Text(NOT_MEASURED, style="dim")] if marked else []),
     )
 
@@ -68,58 +68,58 @@ def _arms_line(explained: Explanation) -> str:
     return f"at batch {batches}, generated tokens/s of this replica{age}:"
 
 
-def _arms(explained: Explanation) -> Table:
+def _ks(explained: Explanation) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("K")
     for name in ("predicted", "against off", "measured", "steps (own)", "age"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
-    for arm in explained.arms:
+    for one in explained.arms:
         table.add_row(
-            speculation(arm.num_speculative_tokens),
-            _predicted(arm),
-            _against_off(arm),
-            _number(arm.measured_tokens_per_s),
-            _steps(arm),
-            format_duration(arm.measured_age_s) if arm.measured_age_s is not None else "-",
-            ", ".join(_marks(explained, arm)),
+            speculation(one.num_speculative_tokens),
+            _predicted(one),
+            _against_off(one),
+            _number(one.measured_tokens_per_s),
+            _steps(one),
+            format_duration(one.measured_age_s) if one.measured_age_s is not None else "-",
+            ", ".join(_marks(explained, one)),
         )
     return table
 
 
-def _predicted(arm: ArmExplanation) -> str:
+def _predicted(one: KExplanation) -> str:
     """With a mark where it was not measured here."""
-    if arm.predicted_tokens_per_s is None:
+    if one.predicted_tokens_per_s is None:
         return "-"
-    return predicted(arm.predicted_tokens_per_s, is_measured=arm.measured_tokens_per_s is not None)
+    return predicted(one.predicted_tokens_per_s, is_measured=one.measured_tokens_per_s is not None)
 
 
 def _number(tokens_per_s: float | None) -> str:
     return f"{tokens_per_s:.1f}" if tokens_per_s is not None else "-"
 
 
-def _against_off(arm: ArmExplanation) -> str:
+def _against_off(one: KExplanation) -> str:
     """Predicted gain with its doubt, two standard deviations; `not known` where the doubt is larger and too little was measured."""
-    if arm.gain_over_off is None or arm.gain_deviation is None:
+    if one.gain_over_off is None or one.gain_deviation is None:
         return "-"
-    doubt = 2.0 * arm.gain_deviation
-    if not arm.is_gain_known:
+    doubt = 2.0 * one.gain_deviation
+    if not one.is_gain_known:
         return f"not known ±{doubt:.0%}"
-    return f"{arm.gain_over_off:+.1%} ±{doubt:.1%}" if doubt < 0.1 else f"{arm.gain_over_off:+.0%} ±{doubt:.0%}"
+    return f"{one.gain_over_off:+.1%} ±{doubt:.1%}" if doubt < 0.1 else f"{one.gain_over_off:+.0%} ±{doubt:.0%}"
 
 
-def _steps(arm: ArmExplanation) -> str:
+def _steps(one: KExplanation) -> str:
     """Clean steps of the group, and in brackets those that this replica measured: `29 (27)`."""
-    own = f" ({arm.own_steps:.0f})" if arm.own_steps >= 1.0 else ""
-    return f"{arm.clean_steps:.0f}{own}" if arm.clean_steps else f"-{own}"
+    own = f" ({one.own_steps:.0f})" if one.own_steps >= 1.0 else ""
+    return f"{one.clean_steps:.0f}{own}" if one.clean_steps else f"-{own}"
 
 
-def _marks(explained: Explanation, arm: ArmExplanation) -> Iterator[str]:
-    if arm.num_speculative_tokens == explained.num_speculative_tokens:
+def _marks(explained: Explanation, one: KExplanation) -> Iterator[str]:
+    if one.num_speculative_tokens == explained.num_speculative_tokens:
         yield "runs"
-    if arm.num_speculative_tokens == explained.planned_num_speculative_tokens:
+    if one.num_speculative_tokens == explained.planned_num_speculative_tokens:
         yield "planned"
-    if arm.is_imported:
+    if one.is_imported:
         yield "imported"
-    if arm.exceeds_limit:
+    if one.exceeds_limit:
         yield "over limit"

@@ -384,4 +384,4 @@ def plan_text(rows: Iterable[TableRow]) -> str:
         else:
             joined.append((row.first_batch_size, row.last_batch_size, row.num_speculative_tokens))
     spans = (f"{first}" if first == last else f"{first}-{last}" for first, last, _ in joined)
-    return "  ".join(f"{span}: {length}" for span, (_, _, length) in zip(spans, joined, strict=True)) or "-"
+    return "  ".join(f"{span}: {k}" for span, (_, _, k) in zip(spans, joined, strict=True)) or "-"

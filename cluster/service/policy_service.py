@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -407,3 +408,10 @@ class PolicyService:
 
     def _refuse(self, problem: str) -> ExchangeReply:
         return ExchangeReply(incarnation=self.incarnation, refused=self._about.refusals.note(problem, self._clock()))
+
+
+def epoch_clock() -> Callable[[], float]:
+    """The service's clock outside of tests: seconds since the epoch, read once and monotonic from then on, so that it does not step
+    when the system's time is set."""
+    offset_s = time.time() - time.monotonic()
+    return lambda: time.monotonic() + offset_s
