@@ -49,7 +49,7 @@ class Work:
         return Work(*(getattr(self, name) - getattr(other, name) for name in self.__slots__))
 
 
-WorkByLength = Mapping[int, Work]
+WorkByK = Mapping[int, Work]
 """Work by num_speculative_tokens."""
 
 
@@ -63,7 +63,7 @@ class EngineHistory:
                 if replica.engine_id:
                     self._seen.setdefault(replica.engine_id, []).append((sample.time_s, replica.totals))
 
-    def work(self, from_s: float, to_s: float) -> WorkByLength:
+    def work(self, from_s: float, to_s: float) -> WorkByK:
         """What all engines together did between two moments, by K; K without a step are left out.
 
         Counts at a moment are those last seen at or before it, so that the work of adjoining stretches adds up.
@@ -77,10 +77,10 @@ class EngineHistory:
             if last < 0:
                 continue
             first = max(bisect_right(times, from_s) - 1, 0)
-            before, after = _by_length(seen[first][1]), _by_length(seen[last][1])
-            for length, work in after.items():
-                total[length] = total.get(length, Work()) + work - before.get(length, Work())
-        return {length: work for length, work in sorted(total.items()) if work.steps}
+            before, after = _by_k(seen[first][1]), _by_k(seen[last][1])
+            for k, work in after.items():
+                total[k] = total.get(k, Work()) + work - before.get(k, Work())
+        return {k: work for k, work in sorted(total.items()) if work.steps}
 
 
 def decoding_replicas(samples: Iterable[StatusSample], mode: str) -> Iterator[ReplicaStatus]:
@@ -96,32 +96,32 @@ def steered_replicas(samples: Iterable[StatusSample], mode: str) -> Iterator[Rep
                 yield replica
 
 
-def all_work(by_length: WorkByLength) -> Work:
+def all_work(by_k: WorkByK) -> Work:
     """The work at every K together."""
-    return sum(by_length.values(), Work())
+    return sum(by_k.values(), Work())
 
 
-def mean_length(by_length: WorkByLength) -> float | None:
+def mean_k(by_k: WorkByK) -> float | None:
     """Mean K over the steps; None without steps."""
-    steps = all_work(by_length).steps
-    return sum(length * work.steps for length, work in by_length.items()) / steps if steps else None
+    steps = all_work(by_k).steps
+    return sum(k * work.steps for k, work in by_k.items()) / steps if steps else None
 
 
-def share_off(by_length: WorkByLength) -> float | None:
+def share_off(by_k: WorkByK) -> float | None:
     """Share of the steps at K = 0, from 0 to 1; None without steps."""
-    steps = all_work(by_length).steps
-    return by_length.get(0, Work()).steps / steps if steps else None
+    steps = all_work(by_k).steps
+    return by_k.get(0, Work()).steps / steps if steps else None
 
 
-def seconds_per_token(by_length: WorkByLength) -> float | None:
+def seconds_per_token(by_k: WorkByK) -> float | None:
     """Engine seconds per generated token, over all engines; None where no token was generated in a timed step."""
-    work = all_work(by_length)
+    work = all_work(by_k)
     return work.step_seconds / work.generated_tokens if work.generated_tokens and work.step_seconds else None
 
 
-def acceptance_rate(by_length: WorkByLength) -> float | None:
+def acceptance_rate(by_k: WorkByK) -> float | None:
     """Accepted over verified draft tokens; None where none was verified."""
-    work = all_work(by_length)
+    work = all_work(by_k)
     return work.accepted_tokens / work.draft_tokens if work.draft_tokens else None
 
 
@@ -130,7 +130,7 @@ def read_samples(path: Path) -> tuple[StatusSample, ...]:
     return read_records(path, StatusSample, "status sample", SamplesError)
 
 
-def _by_length(totals: Sequence[StepTotals]) -> dict[int, Work]:
+def _by_k(totals: Sequence[StepTotals]) -> dict[int, Work]:
     return {
         total.num_speculative_tokens: Work(
             total.steps, total.step_seconds, total.decode_rows, total.generated_tokens, total.draft_tokens, total.accepted_tokens

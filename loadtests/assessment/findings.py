@@ -25,7 +25,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class RanLength(_Part):
+class RanK(_Part):
     """A K and its share of a batch bucket's busy time; 0 is off."""
 
     num_speculative_tokens: int
@@ -40,7 +40,7 @@ class BatchRow(_Part):
     hours: float
     share: float
     """Of all busy hours."""
-    ran: tuple[RanLength, ...]
+    ran: tuple[RanK, ...]
     accepted_share: float | None
     """Accepted of verified draft tokens."""
     step_ms: float | None
@@ -158,9 +158,9 @@ def find(
 def _rows(history: History, price: Priced | None, ahead: Forecast | None) -> Iterator[BatchRow]:
     busy_s = sum(history.seconds.values())
     for bucket, seconds in history.bucket_seconds.items():
-        here = {length: spent_s for (at, length), spent_s in history.seconds.items() if at == bucket}
+        here = {k: spent_s for (at, k), spent_s in history.seconds.items() if at == bucket}
         first, last = bucket_range(bucket, MAX_BATCH_SIZE)
-        step_s = history.step_seconds(bucket, max(here, key=lambda length: here[length]))
+        step_s = history.step_seconds(bucket, max(here, key=lambda k: here[k]))
         planned = ahead.buckets.get(bucket) if ahead is not None else None
         is_priced = price is not None and bucket in price.buckets
         yield BatchRow(
@@ -168,7 +168,7 @@ def _rows(history: History, price: Priced | None, ahead: Forecast | None) -> Ite
             last_batch_size=last,
             hours=seconds / HOUR_S,
             share=seconds / busy_s,
-            ran=tuple(RanLength(num_speculative_tokens=length, share=spent_s / seconds) for length, spent_s in here.items()),
+            ran=tuple(RanK(num_speculative_tokens=k, share=spent_s / seconds) for k, spent_s in here.items()),
             accepted_share=history.accepted_share(bucket),
             step_ms=None if step_s is None else step_s * 1e3,
             planned=planned.num_speculative_tokens if planned is not None else None,
@@ -257,5 +257,5 @@ def _unknown_of_drafts(history: History) -> Iterator[str]:
     positions = len(history.acceptance.measured())
     yield f"Acceptance beyond draft {positions}: no draft was longer; it is taken to go on falling as before, with more doubt."
     yield "Acceptance by hour and kind of prompt: one mean is used; the planner follows changes within seconds."
-    if any(length == 0 for _, length in history.seconds):
+    if any(k == 0 for _, k in history.seconds):
         yield "Whether a drafter ran at K = 0, as vLLM's own table has it: such hours are priced as without one."

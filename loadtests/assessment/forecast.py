@@ -19,8 +19,9 @@ from nightjar.loadtests.assessment.scrapes import Floats
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.step_cost import AT_ZERO, step_cost
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
+from nightjar.policy.evidence.doubt import DEVIATIONS
 from nightjar.policy.evidence.step_time import predict_step_times
-from nightjar.policy.planners.base import GroupView, present_arms, present_mixed_arms
+from nightjar.policy.planners.base import GroupView, present_indices, present_mixed_indices
 from nightjar.policy.planners.estimates import Estimate, replan_alone
 from nightjar.policy.priors import MOST_SEED_STEPS
 from nightjar.policy.status.stock_table import WITH_A_MODEL, StockTable, stock_table, why_no_table
@@ -28,8 +29,6 @@ from nightjar.policy.wire.batch_buckets import bucket_range, buckets_up_to
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.words import in_words
 
-DEVIATIONS: Final = 2.0
-"""Standard deviations on either side that the interval of a gain holds."""
 LEARNING_COST: Final = 0.025
 """Share of output that measuring, restarts and late changes may take from the planner: in `make bench-policy` it gave 0.975 of an
 oracle in the worst of 23 steady loads. The lower end of an interval is so much lower."""
@@ -95,7 +94,7 @@ class Priced:
 
     profile: Profile
     history: History
-    arms: tuple[int, ...]
+    ks: tuple[int, ...]
     """Those of the profile and every K that ran."""
 
     @property
@@ -108,11 +107,11 @@ class Priced:
         first, last = bucket_range(bucket, self.profile.limits.max_num_seqs)
         return min(max(round(self.history.rows.get(bucket, math.sqrt(first * last))), first), last)
 
-    def step_seconds(self, rows: int, length: int, prefill_tokens: int = 0) -> float:
+    def step_seconds(self, rows: int, k: int, prefill_tokens: int = 0) -> float:
         """Of a step at a K that is held, without noise."""
-        draft = "active" if length else AT_ZERO[self.profile.mechanics(Mechanics.DORMANT)]
+        draft = "active" if k else AT_ZERO[self.profile.mechanics(Mechanics.DORMANT)]
         context = self.history.context_tokens or USUAL_CONTEXT_TOKENS
-        return step_cost(self.profile).seconds(rows, rows * context, length, prefill_tokens, draft)
+        return step_cost(self.profile).seconds(rows, rows * context, k, prefill_tokens, draft)
 
     def evidence(self) -> Evidence:
         """What a group would know: the profile's step times, weighed as an import's, and what Prometheus counted."""
@@ -123,16 +122,16 @@ class Priced:
         chunk = min(max(round(prompt or 0.0), 1), self.profile.limits.max_num_batched_tokens)
         for bucket in self.buckets:
             rows = self.rows(bucket)
-            for length in self.arms:
-                seconds = self.step_seconds(rows, length)
-                cells[Cell(bucket, length)] = CellEvidence(steps, steps * math.log(seconds), steps * rows, steps * rows * context)
-                mixed_s = self.step_seconds(rows, length, chunk)
-                mixed[Cell(bucket, length, prefill=True)] = CellEvidence(
+            for k in self.ks:
+                seconds = self.step_seconds(rows, k)
+                cells[Cell(bucket, k)] = CellEvidence(steps, steps * math.log(seconds), steps * rows, steps * rows * context)
+                mixed_s = self.step_seconds(rows, k, chunk)
+                mixed[Cell(bucket, k, prefill=True)] = CellEvidence(
                     steps,
                     rows=steps * rows,
                     seconds=steps * mixed_s,
                     prefill_tokens=steps * chunk,
-                    draft_tokens=steps * rows * length,
+                    draft_tokens=steps * rows * k,
                 )
         if not per_token or prompt is None:
             return Evidence(cells, self.history.acceptance)
@@ -142,9 +141,9 @@ class Priced:
 def priced(profile: Profile, history: History) -> Priced:
     """The profile where it reaches what ran. Raises ValueError where a K ran that is longer than its longest."""
     longest = profile.max_num_speculative_tokens
-    if history.longest_length > longest:
-        raise ValueError(f"profile {profile.name}: K={history.longest_length} ran, it knows step times up to K={longest}")
-    ran = {length for _, length in history.seconds}
+    if history.longest_k > longest:
+        raise ValueError(f"profile {profile.name}: K={history.longest_k} ran, it knows step times up to K={longest}")
+    ran = {k for _, k in history.seconds}
     return Priced(profile, history, tuple(sorted({*profile.drafter.arms, *ran})))
 
 
@@ -188,10 +187,10 @@ def fit(price: Priced) -> Fit | None:
     """How long steps took beside the profile's; None where no counter tells."""
     costs = _costs(price, 1)
     logs, weights = [], []
-    for (bucket, length), seconds in price.history.seconds.items():
-        measured = price.history.step_seconds(bucket, length) if bucket in price.buckets else None
+    for (bucket, k), seconds in price.history.seconds.items():
+        measured = price.history.step_seconds(bucket, k) if bucket in price.buckets else None
         if measured:
-            expected = costs.step_seconds(bucket, length)
+            expected = costs.step_seconds(bucket, k)
             logs.append(math.log(measured / expected))
             weights.append(seconds)
     if not logs:
@@ -207,18 +206,18 @@ def break_even(price: Priced, bucket: int) -> float | None:
     rows = price.rows(bucket)
     off = price.step_seconds(rows, 0)
     needed = [
-        _acceptance_giving(price.step_seconds(rows, length) / off, length)
-        for length in price.arms
-        if length and price.step_seconds(rows, length) / off <= 1 + length
+        _acceptance_giving(price.step_seconds(rows, k) / off, k)
+        for k in price.ks
+        if k and price.step_seconds(rows, k) / off <= 1 + k
     ]
     return min(needed, default=None)
 
 
-def _acceptance_giving(tokens_per_row: float, length: int) -> float:
+def _acceptance_giving(tokens_per_row: float, k: int) -> float:
     low, high = 0.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2.0
-        low, high = (middle, high) if sum(middle**place for place in range(length + 1)) < tokens_per_row else (low, middle)
+        low, high = (middle, high) if sum(middle**place for place in range(k + 1)) < tokens_per_row else (low, middle)
     return high
 
 
@@ -228,30 +227,29 @@ class _Costs:
 
     view: GroupView
     seconds: Floats
-    """(buckets, arms, arms); infinite for pairs that may not be."""
+    """(buckets, ks, ks); infinite for pairs that may not be."""
     covariance: Floats
-    """(buckets, arms, arms): of the log goodput of one bucket's arms."""
+    """(buckets, ks, ks): of the log goodput of one bucket's K."""
     tokens_per_step: Floats
-    """(buckets, arms): of pure decode steps."""
+    """(buckets, ks): of pure decode steps."""
     estimate: Estimate
     planned: Sequence[int]
     planned_mixed: Sequence[int]
 
-    def ran(self, bucket: int, length: int) -> float:
-        arm = self.view.arms.index(length)
-        return float(self.seconds[bucket, arm, arm])
+    def ran(self, bucket: int, k: int) -> float:
+        index = self.view.ks.index(k)
+        return float(self.seconds[bucket, index, index])
 
     def chosen(self, bucket: int) -> float:
         return float(self.seconds[bucket, self.planned[bucket], self.planned_mixed[bucket]])
 
-    def step_seconds(self, bucket: int, length: int) -> float:
-        arm = self.view.arms.index(length)
-        return self.ran(bucket, length) * float(self.tokens_per_step[bucket, arm])
+    def step_seconds(self, bucket: int, k: int) -> float:
+        return self.ran(bucket, k) * float(self.tokens_per_step[bucket, self.view.ks.index(k)])
 
 
 def _costs(price: Priced, replicas: int) -> _Costs:
     profile = price.profile
-    settings = parse_operator_settings({"mode": "auto", "planner": "fleet", "allowed_num_speculative_tokens": price.arms})
+    settings = parse_operator_settings({"mode": "auto", "planner": "fleet", "allowed_num_speculative_tokens": price.ks})
     evidence = price.evidence()
     view = GroupView(
         profile.group,
@@ -262,12 +260,11 @@ def _costs(price: Priced, replicas: int) -> _Costs:
         drafter_sleeps=profile.drafter.off is Mechanics.DORMANT,
     )
     estimate = replan_alone(view)
-    times = predict_step_times(evidence.cells, view.arms, view.buckets, profile.limits.max_num_seqs, view.now_s)
+    times = predict_step_times(evidence.cells, view.ks, view.buckets, profile.limits.max_num_seqs, view.now_s)
     tokens = times.rows[:, None] * estimate.goodput_model.tokens_per_row
     pure = np.exp(times.log_seconds) / tokens
     beside = estimate.goodput_model.mixed_costs
-    arms = len(view.arms)
-    seconds = np.repeat(pure[:, :, None], arms, axis=2) if beside is None else pure[:, :, None] + beside
+    seconds = np.repeat(pure[:, :, None], len(view.ks), axis=2) if beside is None else pure[:, :, None] + beside
     running = view.with_plan(estimate.plan)
     return _Costs(
         view,
@@ -275,18 +272,18 @@ def _costs(price: Priced, replicas: int) -> _Costs:
         estimate.goodput_model.covariance,
         tokens,
         estimate,
-        present_arms(running).tolist(),
-        present_mixed_arms(running).tolist(),
+        present_indices(running).tolist(),
+        present_mixed_indices(running).tolist(),
     )
 
 
 def _ratio(costs: _Costs, seconds: Mapping[Ran, float]) -> float | None:
     """Tokens of the plan over those of what ran, in the same seconds at the same batches."""
     planned = ran = 0.0
-    for (bucket, length), spent_s in seconds.items():
+    for (bucket, k), spent_s in seconds.items():
         if bucket in costs.view.buckets:
             planned += spent_s / costs.chosen(bucket)
-            ran += spent_s / costs.ran(bucket, length)
+            ran += spent_s / costs.ran(bucket, k)
     return planned / ran if ran else None
 
 
@@ -303,12 +300,12 @@ def _doubt(costs: _Costs, seconds: Mapping[Ran, float], misfit: float) -> float:
     bucket to bucket, so there each errs on its own."""
     planned = own = 0.0
     unlike: dict[int, float] = {}
-    for (bucket, length), spent_s in seconds.items():
+    for (bucket, k), spent_s in seconds.items():
         if bucket not in costs.view.buckets:
             continue
         tokens = spent_s / costs.chosen(bucket)
         planned += tokens
-        one, other = costs.planned[bucket], costs.view.arms.index(length)
+        one, other = costs.planned[bucket], costs.view.ks.index(k)
         if one != other:
             cov = costs.covariance[bucket]
             own += tokens * math.sqrt(max(float(cov[one, one] + cov[other, other] - 2.0 * cov[one, other]), 0.0))
@@ -320,5 +317,5 @@ def _bucket_forecast(costs: _Costs, seconds: Mapping[Ran, float], bucket: int) -
     here = {ran: spent_s for ran, spent_s in seconds.items() if ran[0] == bucket}
     ratio = _ratio(costs, here)
     assert ratio is not None
-    arms = costs.view.arms
-    return BucketForecast(arms[costs.planned[bucket]], arms[costs.planned_mixed[bucket]], ratio)
+    ks = costs.view.ks
+    return BucketForecast(ks[costs.planned[bucket]], ks[costs.planned_mixed[bucket]], ratio)

@@ -154,13 +154,13 @@ class History:
     def seconds(self) -> Mapping[Ran, float]:
         """Busy seconds by batch bucket and K. A stretch in which only a part of the rows drafted counts for both K and 0."""
         halves, batches = self._halves
-        lengths, share = np.tile(self._lengths, 2), np.tile(self.drafted_share, 2)
+        ks, share = np.tile(self._ks, 2), np.tile(self.drafted_share, 2)
         busy = batches >= 1.0
         buckets = _buckets(batches)
         found: dict[Ran, float] = {}
-        for length, weight in ((lengths, halves * share), (np.zeros_like(lengths), halves * (1.0 - share))):
+        for k, weight in ((ks, halves * share), (np.zeros_like(ks), halves * (1.0 - share))):
             kept = busy & (weight > 0.0)
-            for key, seconds in zip(zip(buckets[kept].tolist(), length[kept].tolist(), strict=True), weight[kept], strict=True):
+            for key, seconds in zip(zip(buckets[kept].tolist(), k[kept].tolist(), strict=True), weight[kept], strict=True):
                 found[key] = found.get(key, 0.0) + float(seconds)
         return dict(sorted(found.items()))
 
@@ -216,18 +216,18 @@ class History:
         drafted = float(held.draft_tokens.sum())
         return float(held.accepted_tokens.sum()) / drafted if drafted else None
 
-    def step_seconds(self, bucket: int, length: int) -> float | None:
+    def step_seconds(self, bucket: int, k: int) -> float | None:
         """Mean seconds of a step (weighted by its rows, those with prefill among them) in stretches that began and ended in a
         bucket and ran one K; None where nothing tells."""
-        runs = self._stays_in(bucket) & (self._lengths == length) & np.isin(self.drafted_share, (0.0, 1.0))
-        held = self.stretches.only(runs & (self._is_held | (length == 0)))
+        runs = self._stays_in(bucket) & (self._ks == k) & np.isin(self.drafted_share, (0.0, 1.0))
+        held = self.stretches.only(runs & (self._is_held | (k == 0)))
         rows = float(held.step_rows.sum())
         return float(held.step_seconds.sum()) / rows if rows else None
 
     @cached_property
-    def longest_length(self) -> int:
+    def longest_k(self) -> int:
         """The highest K that ran."""
-        return max((length for _, length in self.seconds), default=0)
+        return max((k for _, k in self.seconds), default=0)
 
     @cached_property
     def prefill_tokens_per_token(self) -> float | None:
@@ -262,12 +262,12 @@ class History:
         return np.tile(held.seconds / 2.0, 2), np.concatenate((held.before, held.after))
 
     @cached_property
-    def _lengths(self) -> npt.NDArray[np.int64]:
+    def _ks(self) -> npt.NDArray[np.int64]:
         """K of each stretch, as far as it drafted."""
         held = self.stretches
         mean = np.where(held.drafts > 0.0, held.draft_tokens / np.maximum(held.drafts, 1.0), 0.0)
-        lengths: npt.NDArray[np.int64] = np.maximum(np.rint(mean), held.drafts > 0.0).astype(np.int64)
-        return lengths
+        ks: npt.NDArray[np.int64] = np.maximum(np.rint(mean), held.drafts > 0.0).astype(np.int64)
+        return ks
 
     @cached_property
     def _is_held(self) -> npt.NDArray[np.bool_]:

@@ -64,7 +64,7 @@ class Findings:
         """The turns of an arm that count."""
         return [turn for turn in self.turns if turn.arm == arm and not turn.is_lesson]
 
-    def mean_length(self, arm: str) -> float | None:
+    def mean_k(self, arm: str) -> float | None:
         """Mean K over the engine steps of an arm's turns that count; None where nobody said."""
         return _weighted([(turn.mean_num_speculative_tokens, turn.steps) for turn in self.scored(arm)])
 
@@ -218,7 +218,7 @@ def _figure_rows(found: Findings) -> list[tuple[str, ...]]:
                 _quotient(figures.ttft_seconds, figures.whole, 1e3, 0),
                 _quotient(figures.tokens, figures.seconds, 1.0, 1),
             )
-            engine = (cell(found.mean_length(arm), ".2f"), cell(found.share_off(arm), ".0%"))
+            engine = (cell(found.mean_k(arm), ".2f"), cell(found.share_off(arm), ".0%"))
             rows.append((phase, arm, str(figures.requests), str(figures.failed), *cells, *engine))
     return rows
 

@@ -23,7 +23,7 @@ from nightjar.cluster.api.http_client import HttpClient
 from nightjar.cluster.api.operations import STATUS, OperationError
 from nightjar.loadtests.arms.arm import Arm, Turn, turns
 from nightjar.loadtests.arms.load import MOST_TURN_S, Load, check_file, send
-from nightjar.loadtests.arms.samples import EngineHistory, StatusSample, WorkByLength, all_work, mean_length, share_off
+from nightjar.loadtests.arms.samples import EngineHistory, StatusSample, WorkByK, all_work, mean_k, share_off
 from nightjar.loadtests.arms.session import Session
 from nightjar.policy.wire.record import Record, describe_validation_error
 
@@ -176,8 +176,8 @@ class Conductor:
             played = self._play(turn)
             self.files.keep(played)
             lesson = " (a lesson, not counted)" if turn.is_lesson else ""
-            length = played.mean_num_speculative_tokens
-            ran = "" if length is None else f", mean K {length:.2f}"
+            k = played.mean_num_speculative_tokens
+            ran = "" if k is None else f", mean K {k:.2f}"
             self.say(
                 f"{number} of {len(left)}: round {turn.round}, {turn.arm}{lesson}: {played.ended_s - played.began_s:.0f} s{ran}"
             )
@@ -197,11 +197,11 @@ class Conductor:
         played = PlayedTurn(**turn._asdict(), began_s=began_s, ended_s=ended_s, file=path.name, planner=planner)
         if first is None or last is None:
             return played
-        work: WorkByLength = EngineHistory([first, last]).work(first.time_s, last.time_s)
+        work: WorkByK = EngineHistory([first, last]).work(first.time_s, last.time_s)
         return played.model_copy(
             update={
                 "steps": all_work(work).steps,
-                "mean_num_speculative_tokens": mean_length(work),
+                "mean_num_speculative_tokens": mean_k(work),
                 "share_of_steps_off": share_off(work),
             }
         )

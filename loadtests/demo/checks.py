@@ -18,7 +18,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from nightjar.loadtests.arms.samples import EngineHistory, StatusSample, WorkByLength, all_work, steered_replicas
+from nightjar.loadtests.arms.samples import EngineHistory, StatusSample, WorkByK, all_work, steered_replicas
 from nightjar.loadtests.arms.texts import NEAR_TIE, first_difference
 from nightjar.loadtests.demo.summary import Check
 from nightjar.loadtests.load.openai_stream import Token
@@ -27,7 +27,7 @@ from nightjar.loadtests.load.rows import RequestRow
 from nightjar.policy.wire.cause import Code
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import DrafterState, SteeringLevel
-from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, length_at
+from nightjar.policy.wire.settings import IssuedSettings, Settings, SettingsVersion, Table, k_at
 from nightjar.policy.wire.status import ReplicaStatus
 from nightjar.policy.words import step_codes
 
@@ -115,7 +115,7 @@ def check_steering(samples: Sequence[StatusSample]) -> Check:
     return Check(name="replicas are steered", passed=bool(replicas) and not less, detail=detail)
 
 
-def check_fixed_length(mode: Mode, samples: Sequence[StatusSample]) -> Check:
+def check_fixed_k(mode: Mode, samples: Sequence[StatusSample]) -> Check:
     """Every engine step between the first and the last sample of a fixed mode ran at its K.
 
     A drafter that slept comes back with a lease and a catch-up: where K > 0 steps are judged since its engine's was back.
@@ -124,7 +124,7 @@ def check_fixed_length(mode: Mode, samples: Sequence[StatusSample]) -> Check:
     mine = [sample for sample in samples if sample.mode == str(mode)]
     back, absent = _since_back(mine) if wanted else (mine, mine[:0])
     judged = _work(back)
-    counted = ", ".join(f"{one.steps} steps at K={length}" for length, one in judged.items()) or "no step was counted"
+    counted = ", ".join(f"{one.steps} steps at K={k}" for k, one in judged.items()) or "no step was counted"
     never = all_work(_work(absent)).steps
     if before := all_work(_work(mine)).steps - all_work(judged).steps - never:
         counted += f"; {before} before the drafters were back"
@@ -133,7 +133,7 @@ def check_fixed_length(mode: Mode, samples: Sequence[StatusSample]) -> Check:
     return Check(name=f"K under {mode}", passed=set(judged) == {wanted} and not never, detail=counted)
 
 
-def check_planned_length(mode: str, samples: Sequence[StatusSample], sent: ReplicaSettings) -> Check:
+def check_planned_k(mode: str, samples: Sequence[StatusSample], sent: ReplicaSettings) -> Check:
     """Every sampled K of a decoding replica follows from the settings that it confirmed."""
     counts = dict.fromkeys(Explanation, 0)
     examples: list[str] = []
@@ -223,7 +223,7 @@ class _InForce:
         return next((version for at, version in reversed(seen) if steps - at >= STEPS_UNDER_NEW_SETTINGS), None)
 
 
-def _work(samples: Sequence[StatusSample]) -> WorkByLength:
+def _work(samples: Sequence[StatusSample]) -> WorkByK:
     return EngineHistory(samples).work(samples[0].time_s, samples[-1].time_s) if samples else {}
 
 
@@ -252,19 +252,19 @@ def _explain(replica: ReplicaStatus, settings: Settings) -> Explanation:
     load, plan = replica.load, settings.plan
     if not isinstance(plan, Table):
         return Explanation.UNKNOWN
-    length, batch = load.num_speculative_tokens, load.decode_batch_size
-    planned = length_at(plan.rows, batch)
-    beside_prefill = length_at(plan.mixed_rows, batch) if plan.mixed_rows else planned
+    k, batch = load.num_speculative_tokens, load.decode_batch_size
+    planned = k_at(plan.rows, batch)
+    beside_prefill = k_at(plan.mixed_rows, batch) if plan.mixed_rows else planned
     measured = {one.num_speculative_tokens for one in plan.segments if one.first_batch_size <= batch <= one.last_batch_size}
-    if length == planned or (length == beside_prefill and Code.BESIDE_PREFILL in step_codes(replica)):
+    if k == planned or (k == beside_prefill and Code.BESIDE_PREFILL in step_codes(replica)):
         return Explanation.TABLE
-    if length in measured:
+    if k in measured:
         return Explanation.MEASURING
-    if length > max({planned, *measured}):
+    if k > max({planned, *measured}):
         return Explanation.CONTRADICTION
     is_held = load.planned_num_speculative_tokens not in {planned, *measured}
     if is_held and not step_codes(replica) & HOLDING_CAUSES:
         return Explanation.UNEXPLAINED
-    if length == load.planned_num_speculative_tokens:
+    if k == load.planned_num_speculative_tokens:
         return Explanation.HELD
-    return Explanation.ASLEEP if not length and replica.drafter_state in STATES_WITHOUT_DRAFTS else Explanation.UNEXPLAINED
+    return Explanation.ASLEEP if not k and replica.drafter_state in STATES_WITHOUT_DRAFTS else Explanation.UNEXPLAINED

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nightjar.loadtests.arms.samples import EngineHistory, StatusSample, acceptance_rate, all_work, mean_length
+from nightjar.loadtests.arms.samples import EngineHistory, StatusSample, acceptance_rate, all_work, mean_k
 from nightjar.loadtests.demo.caption import arm_name, arrivals, demo_caption, learning_in_words
 from nightjar.loadtests.demo.summary import ALL_PHASES, PhaseSummary, RunSummary, Stretch, Times, stretches
 from nightjar.loadtests.load.regimes import Regime
@@ -64,7 +64,7 @@ def render_report(summary: RunSummary, regime: Regime, rows: Sequence[RequestRow
         facts="; ".join(_facts(summary)),
         run="; ".join(_run_facts(summary)),
         speeds=_speeds(summary),
-        lengths=_drawn(_LENGTH, runs[-1:], killed_at_s) if runs else None,
+        lengths=_drawn(_K, runs[-1:], killed_at_s) if runs else None,
         learning=learning_in_words(samples, summary.modes[-1]) if summary.modes else "",
         heads=columns(summary.phases),
         rows=[(table_cells(row), row.phase == ALL_PHASES) for row in shown_rows(summary.phases)],
@@ -223,12 +223,12 @@ def _over_time(run: ModeRun, value: Callable[[FleetStatus], float]) -> list[tupl
     ]
 
 
-def mean_k(run: ModeRun) -> list[tuple[float, float | None]]:
+def k_over_time(run: ModeRun) -> list[tuple[float, float | None]]:
     """K over the steps of every BIN_S, by the middle of these seconds; None where no step ran."""
-    return [(middle_s, mean_length(run.history.work(from_s, to_s))) for middle_s, from_s, to_s in _bins(run)]
+    return [(middle_s, mean_k(run.history.work(from_s, to_s))) for middle_s, from_s, to_s in _bins(run)]
 
 
-def _length(run: ModeRun) -> list[Series]:
+def _k(run: ModeRun) -> list[Series]:
     now = [
         (Code.SEGMENT in step_codes(replica), (sample.time_s - run.start_s, float(replica.load.num_speculative_tokens)))
         for sample in run.samples
@@ -239,7 +239,7 @@ def _length(run: ModeRun) -> list[Series]:
     return [
         Series("a replica, sampled", "dots", "soft", [point for measures, point in now if not measures]),
         Series("while it measured, to learn", "dots", "second", [point for measures, point in now if measures]),
-        Series(f"mean over {BIN_S:g} s of steps", "line", "main", mean_k(run)),
+        Series(f"mean over {BIN_S:g} s of steps", "line", "main", k_over_time(run)),
     ]
 
 
@@ -265,7 +265,7 @@ def _request_times(run: ModeRun, name: str, pick: Callable[[RequestRow], float |
     return Series(name, "dots", "main", sorted((row.start_s - run.start_s, pick(row)) for row in run.rows if pick(row) is not None))
 
 
-_LENGTH: Final = _Panel("K of auto over time, speculative tokens per step", _length)
+_K: Final = _Panel("K of auto over time, speculative tokens per step", _k)
 _PANELS: Final = (
     _Panel("Load", _load),
     _Panel("Acceptance", _acceptance),

@@ -211,8 +211,8 @@ class Demo:
             checks.check_requests(self._plan.regime, self._plan.seed, self._names, rows),
             checks.compare_texts(answers, near_tie),
             checks.check_steering(samples),
-            *(checks.check_fixed_length(arm.mode, samples) for arm in self._arms if arm.mode and arm != self._killed_arm),
-            checks.check_planned_length(self._killed_arm.name, samples, sent),
+            *(checks.check_fixed_k(arm.mode, samples) for arm in self._arms if arm.mode and arm != self._killed_arm),
+            checks.check_planned_k(self._killed_arm.name, samples, sent),
             checks.check_policy_restart(self._kill.killed_at_s, samples),
         )
 

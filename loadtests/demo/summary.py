@@ -15,9 +15,9 @@ from typing import Final, NamedTuple
 from nightjar.loadtests.arms.samples import (
     EngineHistory,
     StatusSample,
-    WorkByLength,
+    WorkByK,
     all_work,
-    mean_length,
+    mean_k,
     seconds_per_token,
     share_off,
 )
@@ -189,7 +189,7 @@ def _together(one: Pair, other: Pair) -> Pair:
 
 def _row(mode: str, ran: _Ran, rows: Sequence[RequestRow], speed: Ratio | None, target: GoodputTarget | None) -> PhaseSummary:
     stretch = ran.stretch
-    work: WorkByLength = ran.history.work(stretch.start_s, stretch.end_s)
+    work: WorkByK = ran.history.work(stretch.start_s, stretch.end_s)
     duration_s = stretch.end_s - stretch.start_s
     whole = [row for row in rows if not row.error]
     return PhaseSummary(
@@ -202,7 +202,7 @@ def _row(mode: str, ran: _Ran, rows: Sequence[RequestRow], speed: Ratio | None, 
         engine_seconds_per_token=seconds_per_token(work),
         ttft=_times([row.ttft_s for row in rows if row.ttft_s is not None]),
         tpot=_times([row.tpot_s for row in rows if row.tpot_s is not None]),
-        mean_num_speculative_tokens=mean_length(work),
+        mean_num_speculative_tokens=mean_k(work),
         share_of_steps_off=share_off(work),
         steps=all_work(work).steps,
         speed=speed.value if speed else None,

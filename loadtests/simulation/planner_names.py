@@ -1,6 +1,6 @@
 """The planners' names that experiments, bars and tables compare by: one spelling for who runs them and who reads their rows.
 
-A rival's name stands with it (rivals/registry.py); those of fixed lengths and of pairs are read by campaign/contestants.py.
+A rival's name stands with it (rivals/registry.py); those of a fixed K and of pairs are read by campaign/contestants.py.
 """
 
 from __future__ import annotations

@@ -63,9 +63,9 @@ class StepCost(ABC):
 
     @abstractmethod
     def _forwards(
-        self, decode_rows: int, context_tokens: float, length: int, prefill_tokens: int, draft: DraftRun, verified: float
+        self, decode_rows: int, context_tokens: float, k: int, prefill_tokens: int, draft: DraftRun, verified: float
     ) -> float:
-        """Seconds without the draft's own prefill. `length` is K."""
+        """Seconds without the draft's own prefill."""
 
 
 def step_cost(profile: Profile) -> StepCost:
@@ -84,30 +84,30 @@ class TableCost(StepCost):
         self._log_stock_off = [log(value / 1e3) for value in table.stock_off_milliseconds]
 
     def _forwards(
-        self, decode_rows: int, context_tokens: float, length: int, prefill_tokens: int, draft: DraftRun, verified: float
+        self, decode_rows: int, context_tokens: float, k: int, prefill_tokens: int, draft: DraftRun, verified: float
     ) -> float:
         table, seconds = self._table, 0.0
         if decode_rows:
             off = self._at(self._log_seconds[0], decode_rows)
             seconds = off + (1.0 - table.draft_share) * (self._long(decode_rows, verified) - off)
             seconds += table.seconds_per_context_token * (context_tokens - decode_rows * table.context_tokens_per_row)
-            if length:
-                seconds += table.draft_share * (self._long(decode_rows, length) - off)
+            if k:
+                seconds += table.draft_share * (self._long(decode_rows, k) - off)
             elif draft in WITH_FORWARDS:
                 seconds += self._at(self._log_stock_off, decode_rows) - off
             seconds = max(seconds, 0.25 * off)
         if prefill_tokens:
             seconds = _smooth_maximum(PREFILL_SHARPNESS, seconds, table.prefill_seconds_per_token * prefill_tokens)
-        if not length:
+        if not k:
             seconds += _kv_pass(self._drafter, draft, round(decode_rows * (1 + verified)) + prefill_tokens)
         return seconds
 
-    def _long(self, decode_rows: int, length: float) -> float:
-        """The table at one K, linear between the lengths that were measured."""
-        lengths = self._table.lengths
-        upper = min(max(bisect_right(lengths, length), 1), len(lengths) - 1)
-        low, high = lengths[upper - 1], lengths[upper]
-        share = (length - low) / (high - low)
+    def _long(self, decode_rows: int, k: float) -> float:
+        """The table at one K, linear between those that were measured."""
+        ks = self._table.lengths
+        upper = min(max(bisect_right(ks, k), 1), len(ks) - 1)
+        low, high = ks[upper - 1], ks[upper]
+        share = (k - low) / (high - low)
         return (1.0 - share) * self._at(self._log_seconds[upper - 1], decode_rows) + share * self._at(
             self._log_seconds[upper], decode_rows
         )
@@ -127,7 +127,7 @@ class RooflineCost(StepCost):
         self._roofline = roofline
 
     def _forwards(
-        self, decode_rows: int, context_tokens: float, length: int, prefill_tokens: int, draft: DraftRun, verified: float
+        self, decode_rows: int, context_tokens: float, k: int, prefill_tokens: int, draft: DraftRun, verified: float
     ) -> float:
         roofline = self._roofline
         if not decode_rows and not prefill_tokens:
@@ -136,16 +136,16 @@ class RooflineCost(StepCost):
         seconds = self._forward(roofline.target, scored + prefill_tokens, context_tokens, roofline.tensor_parallel_size)
         seconds += roofline.host_seconds + roofline.host_seconds_per_row * decode_rows
         seconds += roofline.sampler_seconds_per_token * scored
-        if length and decode_rows:
+        if k and decode_rows:
             seconds += roofline.proposer_seconds + roofline.proposer_seconds_per_row * decode_rows
             if self._drafter.drafts_a_block:
                 queries = decode_rows * (1 + self._drafter.arms[-1])
                 return seconds + self._forward(roofline.draft, queries, context_tokens, 1)
             seconds += self._forward(roofline.draft, scored, context_tokens, 1)
-            seconds += (length - 1) * self._forward(roofline.draft, decode_rows, context_tokens, 1)
+            seconds += (k - 1) * self._forward(roofline.draft, decode_rows, context_tokens, 1)
         elif draft in WITH_FORWARDS and decode_rows:
             seconds += self._forward(roofline.draft, scored, context_tokens, 1)
-        elif not length:
+        elif not k:
             seconds += _kv_pass(self._drafter, draft, scored + prefill_tokens)
         return seconds
 

@@ -71,7 +71,7 @@ def learns(name: str) -> bool:
 
 def static_names(nominal: Nominal) -> tuple[str, ...]:
     """Everything that never changes its mind: off, each fixed K and the tuned table."""
-    return (OFF, *(f"fixed-{length}" for length in nominal.profile.drafter.arms if length), TABLE)
+    return (OFF, *(f"fixed-{k}" for k in nominal.profile.drafter.arms if k), TABLE)
 
 
 def choose(

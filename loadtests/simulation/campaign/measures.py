@@ -98,8 +98,8 @@ def under_target(scenario: Scenario, result: RunResult) -> Outcome:
 
 def with_k(scenario: Scenario, result: RunResult) -> Outcome:
     """The basic measures, and K second by second."""
-    lengths = tuple(round(second.totals.mean_num_speculative_tokens, 3) for second in result.seconds)
-    return basic(scenario, result).with_series(mean_k=lengths)
+    mean_k = tuple(round(second.totals.mean_num_speculative_tokens, 3) for second in result.seconds)
+    return basic(scenario, result).with_series(mean_k=mean_k)
 
 
 def learning(scenario: Scenario, result: RunResult) -> Outcome:

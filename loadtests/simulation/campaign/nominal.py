@@ -42,26 +42,26 @@ class Nominal:
         fitting = int(limits.num_blocks * limits.block_size / (self.context_per_row + limits.block_size / 2))
         return max(min(limits.max_num_seqs, fitting), 1)
 
-    def step_seconds(self, rows: int, length: int) -> float:
+    def step_seconds(self, rows: int, k: int) -> float:
         """Of a decode step of `rows` requests at K = `length`, without noise."""
-        return self._cost.steady_seconds(rows, int(rows * self.context_per_row), length)
+        return self._cost.steady_seconds(rows, int(rows * self.context_per_row), k)
 
-    def goodput(self, rows: int, length: int) -> float:
+    def goodput(self, rows: int, k: int) -> float:
         """Generated tokens a second, at nominal acceptance."""
-        return rows * self._tokens_per_row[length] / self.step_seconds(rows, length)
+        return rows * self._tokens_per_row[k] / self.step_seconds(rows, k)
 
     @cached_property
     def _tokens_per_row(self) -> tuple[float, ...]:
         return tuple(accumulate((1.0, *self.profile.mean_survival())))
 
-    def best_length(self, rows: int) -> int:
+    def best_k(self, rows: int) -> int:
         """K with the most goodput; the shorter one where two are equal."""
-        return max(self.profile.drafter.arms, key=lambda length: (self.goodput(rows, length), -length))
+        return max(self.profile.drafter.arms, key=lambda k: (self.goodput(rows, k), -k))
 
     @cached_property
     def crossover_rows(self) -> int:
         """The least batch from which off is best; where speculation pays at every batch, half of a full engine."""
-        off = [rows for rows in range(1, self.max_rows + 1) if self.best_length(rows) == 0]
+        off = [rows for rows in range(1, self.max_rows + 1) if self.best_k(rows) == 0]
         return off[0] if off and off[0] > 1 else max(self.max_rows // 2, 2)
 
     @cached_property
@@ -81,7 +81,7 @@ class Nominal:
 
     def requests_per_s(self, rows: int) -> float:
         """Arrivals at which about `rows` requests decode at once in one engine, at the best K (Little's law)."""
-        generate_s = self.dataset.mean_output_tokens / self.goodput(rows, self.best_length(rows))
+        generate_s = self.dataset.mean_output_tokens / self.goodput(rows, self.best_k(rows))
         return 1.0 / (generate_s + self.prefill_seconds)
 
     @property

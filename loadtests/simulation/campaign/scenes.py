@@ -127,7 +127,7 @@ def learn_s(effort: Effort, nominal: Nominal) -> float:
 def step_s(nominal: Nominal) -> float:
     """Seconds of a step of an engine that is a quarter full."""
     rows = nominal.max_rows // 4 or 1
-    return nominal.step_seconds(rows, nominal.best_length(rows))
+    return nominal.step_seconds(rows, nominal.best_k(rows))
 
 
 def named_scene(effort: Effort, nominal: Nominal, load: str, replicas: int, duration_s: float) -> Scene:
@@ -245,7 +245,7 @@ def _expected_s(scene: Scene, asked_s: float, *, has_policy: bool) -> float:
     """Seconds of a core that a run takes, about, in which requests are asked for `asked_s`."""
     rows = max(round(scene.rows), 1)
     busy = min(scene.rows, 1.0)
-    steps_per_s = busy / scene.nominal.step_seconds(rows, scene.nominal.best_length(rows))
+    steps_per_s = busy / scene.nominal.step_seconds(rows, scene.nominal.best_k(rows))
     return scene.replicas * asked_s * (steps_per_s * (STEP_S + STEP_S_PER_ROW * rows) + POLICY_S * has_policy)
 
 

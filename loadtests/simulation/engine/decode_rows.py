@@ -52,7 +52,7 @@ class DecodeRows:
         self._state: Integers = np.zeros((6, 0), dtype=np.int64)
         self._drawn: Integers = np.ones((DRAWN_STEPS, 0), dtype=np.int64)
         self._grow()
-        self._one_more: list[Integers] = [np.array(length + 1, dtype=np.int64) for length in range(self._longest + 1)]
+        self._one_more: list[Integers] = [np.array(k + 1, dtype=np.int64) for k in range(self._longest + 1)]
         self._behind = False  # whether some draft KV is missing; only then `valid` means anything
         self._caught_up: NDArray[np.bool_] | None = None
         self._longest_lag = UNKNOWN

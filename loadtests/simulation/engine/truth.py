@@ -39,7 +39,7 @@ class Truth:
     def __init__(
         self, prepared: PreparedCost, classes: AcceptanceClasses, rows: DecodeRows, drafter: Drafter, *, prompts_apart: bool = False
     ) -> None:
-        self.arms = drafter.arms
+        self.ks = drafter.arms
         self._prompts_apart = prompts_apart
         self._prepared = prepared
         self._classes = classes
@@ -72,27 +72,27 @@ class Truth:
         """Tokens per second of the present rows at a K that is held."""
         return self._goodputs(decode_rows, context_tokens, (num_speculative_tokens,))[0]
 
-    def best(self, decode_rows: int, context_tokens: int, arms: Sequence[int]) -> int:
-        """The K of `arms` with the highest goodput."""
-        goodputs = self._goodputs(decode_rows, context_tokens, arms)
-        return arms[goodputs.index(max(goodputs))]
+    def best(self, decode_rows: int, context_tokens: int, ks: Sequence[int]) -> int:
+        """The one of `ks` with the highest goodput."""
+        goodputs = self._goodputs(decode_rows, context_tokens, ks)
+        return ks[goodputs.index(max(goodputs))]
 
     def rates(self, decode_rows: int, context_tokens: int, num_speculative_tokens: int) -> tuple[float, float]:
         """Goodput at this K and at the best of the drafter's."""
-        own, *goodputs = self._goodputs(decode_rows, context_tokens, (num_speculative_tokens, *self.arms))
+        own, *goodputs = self._goodputs(decode_rows, context_tokens, (num_speculative_tokens, *self.ks))
         return own, max(goodputs)
 
     def catch_up_seconds(self, lag_tokens: int) -> float:
         """Draft time that a restart with this lag costs."""
         return self._drafter.catch_up_seconds + self._drafter.catch_up_seconds_per_token * lag_tokens
 
-    def _goodputs(self, decode_rows: int, context_tokens: int, arms: Sequence[int]) -> list[float]:
-        """Tokens per second of the present rows at each of `arms`; asked for at every step, hence one loop."""
+    def _goodputs(self, decode_rows: int, context_tokens: int, ks: Sequence[int]) -> list[float]:
+        """Tokens per second of the present rows at each of `ks`; asked for at every step, hence one loop."""
         prepared, tokens_by_k = self._prepared, self._tokens_by_k()
         meets_prefills, tokens_between = self._prefills >= FEWEST_PREFILLS, max(self._tokens_between, 1.0)
         prefill_seconds = self._prefill_seconds(decode_rows) if meets_prefills else ()
         goodputs = []
-        for k in arms:
+        for k in ks:
             tokens = tokens_by_k[k]
             seconds = prepared.decode_seconds(decode_rows, context_tokens, k, k)
             if meets_prefills:  # a step that yields more makes room for more prompts
@@ -106,7 +106,7 @@ class Truth:
         if asked != self._prefill_asked:
             self._prefill_asked = asked
             self._prefill_found = [
-                self._prepared.prefill_seconds(decode_rows, k, self._prefill_tokens) for k in range(self.arms[-1] + 1)
+                self._prepared.prefill_seconds(decode_rows, k, self._prefill_tokens) for k in range(self.ks[-1] + 1)
             ]
         return self._prefill_found
 
@@ -141,7 +141,7 @@ class Oracle:
         self.plans_mixed_steps = mixed_k is not None
         self._mixed_k = mixed_k
         self._truth = truth
-        self._arms = tuple(arm for arm in truth.arms if arm in allowed)
+        self._ks = tuple(k for k in truth.ks if k in allowed)
         self._restart_horizon_s = restart_horizon_s
         self._restarts = False
         self._sees_context = sees_context
@@ -152,7 +152,7 @@ class Oracle:
         if self._mixed_k is not None and view.prefill_tokens:
             return self._mixed_k
         rows, context = view.decode_batch_size, self._context_tokens(view)
-        best = self._truth.best(rows, context, self._arms)
+        best = self._truth.best(rows, context, self._ks)
         if not best or not view.lag_tokens or self._restarts:
             self._restarts = best > 0
             return best
@@ -163,7 +163,7 @@ class Oracle:
 
     def in_mixed_step(self, view: StepView) -> int:
         """The best K now, to which a step with prefill may fall (not asked with `mixed_k`)."""
-        return self._truth.best(view.decode_batch_size, self._context_tokens(view), self._arms)
+        return self._truth.best(view.decode_batch_size, self._context_tokens(view), self._ks)
 
     def _context_tokens(self, view: StepView) -> int:
         if self._sees_context:

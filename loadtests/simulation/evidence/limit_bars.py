@@ -78,7 +78,7 @@ def limit_grid(rows: Iterable[RunRow]) -> Grid:
     """By load: the limit, who keeps it, and goodput with the limit over goodput without one and over off."""
     mine = [row for row in rows if row.kind == LIMIT and not row.error]
     limits, profiles = limits_s(mine), {row.place: row.profile for row in mine}
-    itl, goodput, lengths = (Cells.of(mine, name) for name in (ITL, GOODPUT, "mean_k"))
+    itl, goodput, mean_k = (Cells.of(mine, name) for name in (ITL, GOODPUT, "mean_k"))
 
     def ms(place: str, who: str) -> str:
         seconds = itl.mean(place, who)
@@ -106,8 +106,8 @@ def limit_grid(rows: Iterable[RunRow]) -> Grid:
                 ms(place, FLEET),
                 ms(place, LIMITED),
                 ratio(_of_limit(itl, limits, profiles, place)),
-                number(lengths.mean(place, FLEET)),
-                number(lengths.mean(place, LIMITED)),
+                number(mean_k.mean(place, FLEET)),
+                number(mean_k.mean(place, LIMITED)),
                 ratio(goodput.ratio(place, LIMITED, FLEET)),
                 ratio(goodput.ratio(place, LIMITED, OFF)),
             )

@@ -60,7 +60,7 @@ def steady_grid(rows: Sequence[RunRow]) -> Grid:
     """Closed-loop steady cells: tokens per second of every planner, and the fleet over each."""
     kept = [row for row in rows if row.kind == "steady" and not row.error]
     cells = Cells.of(kept, THROUGHPUT)
-    lengths, off = Cells.of(kept, "mean_k"), Cells.of(kept, "share_off")
+    mean_k, off = Cells.of(kept, "mean_k"), Cells.of(kept, "share_off")
     return Grid(
         "Closed loop, once converged",
         ("place", "fleet tokens/s", "over oracle", "over off", "mean K", "oracle's", "steps off"),
@@ -70,8 +70,8 @@ def steady_grid(rows: Sequence[RunRow]) -> Grid:
                 number(cells.mean(place, FLEET)),
                 ratio(cells.ratio(place, FLEET, ORACLE)),
                 ratio(cells.ratio(place, FLEET, "off")),
-                number(lengths.mean(place, FLEET)),
-                number(lengths.mean(place, ORACLE)),
+                number(mean_k.mean(place, FLEET)),
+                number(mean_k.mean(place, ORACLE)),
                 share(off.mean(place, FLEET)),
             )
             for place in cells.places()

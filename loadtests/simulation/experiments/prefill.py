@@ -97,8 +97,8 @@ def _equal(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
     """Equal K and every oracle on the seeds that pick; fleet and off on those of the bars."""
     cells = []
     for scene in scenes(choice):
-        arms = scene.nominal.profile.drafter.arms
-        cells += _picking(choice, scene, [*(pair_name(arm, arm) for arm in arms), *map(oracle_name, arms)])
+        ks = scene.nominal.profile.drafter.arms
+        cells += _picking(choice, scene, [*(pair_name(k, k) for k in ks), *map(oracle_name, ks)])
         cells += _runs(choice, PREFILL, scene, (FLEET, ORACLE, OFF), choice.effort.rivals)
     return cells
 
@@ -107,8 +107,8 @@ def _changed(choice: Choice, rows: Sequence[RunRow]) -> list[Cell]:
     """One of the two K changed."""
 
     def around(scene: Scene, pure_k: int, mixed_k: int) -> list[str]:
-        arms = scene.nominal.profile.drafter.arms
-        return [pair_name(arm, mixed_k) for arm in arms] + [pair_name(pure_k, arm) for arm in arms]
+        ks = scene.nominal.profile.drafter.arms
+        return [pair_name(k, mixed_k) for k in ks] + [pair_name(pure_k, k) for k in ks]
 
     return _searched(choice, rows, around)
 

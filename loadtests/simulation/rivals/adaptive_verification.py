@@ -62,8 +62,8 @@ class AdaptiveVerification:
 
     plans_mixed_steps = False
 
-    def __init__(self, arms: tuple[int, ...], times: StepTimes, survival: Sequence[float]) -> None:
-        self._arms = arms
+    def __init__(self, ks: tuple[int, ...], times: StepTimes, survival: Sequence[float]) -> None:
+        self._ks = ks
         self._times = StepTimesLookup(_never_cheaper(times))
         self._nominal = [later / earlier if earlier else 0.0 for earlier, later in pairwise([1.0, *survival])]
         self._acceptance = list(self._nominal)
@@ -72,7 +72,7 @@ class AdaptiveVerification:
     def choose(self, view: StepView) -> int:
         """How many draft tokens a row verifies."""
         seconds, tokens = self._times.at(view.decode_batch_size, view.context_tokens), self._tokens_per_row
-        return max(self._arms, key=lambda arm: (tokens[arm] / seconds[arm], -arm))
+        return max(self._ks, key=lambda k: (tokens[k] / seconds[k], -k))
 
     def in_mixed_step(self, view: StepView) -> int:
         """The same rule: vLLM trims steps with prefill, too."""
@@ -101,5 +101,5 @@ class AdaptiveVerification:
 
 def _never_cheaper(times: StepTimes) -> StepTimes:
     """The profile as vLLM builds its cost table: verifying more never takes less time."""
-    levelled = tuple(tuple(tuple(accumulate(by_length, max)) for by_length in by_context) for by_context in times.seconds)
+    levelled = tuple(tuple(tuple(accumulate(by_k, max)) for by_k in by_context) for by_context in times.seconds)
     return replace(times, seconds=levelled)

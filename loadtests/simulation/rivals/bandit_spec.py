@@ -31,7 +31,7 @@ from nightjar.policy.wire.batch_buckets import batch_bucket
 
 EXPLORATION_WEIGHT: Final = 6.0
 WARM_UP_ROUNDS: Final = 2
-STEPS_OF_A_NEW_ARM: Final = 2
+STEPS_OF_A_NEW_K: Final = 2
 """Steps until one step drafts and verifies the same K."""
 
 
@@ -39,14 +39,14 @@ def build(options: LocalOptions, context: LocalContext) -> BanditSpec:
     """Options: `by_batch` (a bandit per batch bucket, K = 0 allowed), `per_arm_bonus`."""
     refuse_unknown(options, ("by_batch", "per_arm_bonus"))
     by_batch = flag_option(options, "by_batch", False)
-    arms = context.allowed if by_batch else tuple(arm for arm in context.allowed if arm)
-    return BanditSpec(arms or (0,), by_batch=by_batch, per_arm_bonus=flag_option(options, "per_arm_bonus", False))
+    ks = context.allowed if by_batch else tuple(k for k in context.allowed if k)
+    return BanditSpec(ks or (0,), by_batch=by_batch, per_arm_bonus=flag_option(options, "per_arm_bonus", False))
 
 
 @dataclass(slots=True)
 class _Bandit:
     round: int = 0
-    arm: int = -1
+    k: int = -1
     held_steps: int = 0
     pulls: dict[int, int] = field(default_factory=dict)
     means: dict[int, float] = field(default_factory=dict)
@@ -57,8 +57,8 @@ class BanditSpec:
 
     plans_mixed_steps = False
 
-    def __init__(self, arms: tuple[int, ...], *, by_batch: bool, per_arm_bonus: bool) -> None:
-        self._arms = arms
+    def __init__(self, ks: tuple[int, ...], *, by_batch: bool, per_arm_bonus: bool) -> None:
+        self._ks = ks
         self._by_batch = by_batch
         self._per_arm_bonus = per_arm_bonus
         self._bandits: dict[int, _Bandit] = {}
@@ -66,20 +66,20 @@ class BanditSpec:
     def choose(self, view: StepView) -> int:
         """The arm whose turn it is in the warm-up, and then the one with the highest upper confidence bound."""
         bandit = self._bandit(view.decode_batch_size)
-        if 0 < bandit.held_steps < STEPS_OF_A_NEW_ARM:
+        if 0 < bandit.held_steps < STEPS_OF_A_NEW_K:
             bandit.held_steps += 1
-            return bandit.arm
+            return bandit.k
         bandit.round += 1
-        if bandit.round < WARM_UP_ROUNDS * len(self._arms) or not bandit.means:
-            arm = self._arms[(bandit.round - 1) % len(self._arms)]
+        if bandit.round < WARM_UP_ROUNDS * len(self._ks) or not bandit.means:
+            k = self._ks[(bandit.round - 1) % len(self._ks)]
         else:
-            arm = self._best(bandit)
-        bandit.arm, bandit.held_steps = arm, STEPS_OF_A_NEW_ARM if arm == bandit.arm else 1
-        return arm
+            k = self._best(bandit)
+        bandit.k, bandit.held_steps = k, STEPS_OF_A_NEW_K if k == bandit.k else 1
+        return k
 
     def in_mixed_step(self, view: StepView) -> int:
         """The K of the last pull."""
-        return max(self._bandit(view.decode_batch_size).arm, self._arms[0])
+        return max(self._bandit(view.decode_batch_size).k, self._ks[0])
 
     def learn(self, outcome: StepOutcome) -> None:
         """Move the mean speed of the K that ran."""
@@ -88,18 +88,18 @@ class BanditSpec:
         speed = outcome.generated_tokens / outcome.step_seconds
         if self._by_batch:
             speed /= max(outcome.decode_rows, 1)
-        bandit, arm = self._bandit(outcome.decode_rows), outcome.num_speculative_tokens
-        bandit.pulls[arm] = bandit.pulls.get(arm, 0) + 1
-        bandit.means[arm] = bandit.means.get(arm, 0.0) + (speed - bandit.means.get(arm, 0.0)) / bandit.pulls[arm]
+        bandit, k = self._bandit(outcome.decode_rows), outcome.num_speculative_tokens
+        bandit.pulls[k] = bandit.pulls.get(k, 0) + 1
+        bandit.means[k] = bandit.means.get(k, 0.0) + (speed - bandit.means.get(k, 0.0)) / bandit.pulls[k]
 
     def _best(self, bandit: _Bandit) -> int:
         means = bandit.means
         if not self._per_arm_bonus:
-            return max(self._arms, key=lambda arm: (means.get(arm, 0.0), -arm))
+            return max(self._ks, key=lambda k: (means.get(k, 0.0), -k))
         scale, spread = max(means.values()), EXPLORATION_WEIGHT * log(bandit.round)
         return max(
-            self._arms,
-            key=lambda arm: (means[arm] / scale + sqrt(spread / bandit.pulls[arm]) if arm in means else float("inf"), -arm),
+            self._ks,
+            key=lambda k: (means[k] / scale + sqrt(spread / bandit.pulls[k]) if k in means else float("inf"), -k),
         )
 
     def _bandit(self, decode_rows: int) -> _Bandit:

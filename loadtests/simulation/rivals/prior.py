@@ -62,16 +62,12 @@ class StepTimes:
         off = []
         for by_context in self.seconds:
             factors = [rng.uniform(1.0 - most, 1.0 + most) for _ in by_context[0]]
-            off.append(
-                tuple(tuple(value * factor for value, factor in zip(by_length, factors, strict=True)) for by_length in by_context)
-            )
+            off.append(tuple(tuple(value * factor for value, factor in zip(by_k, factors, strict=True)) for by_k in by_context))
         return StepTimes(self.batch_sizes, self.contexts, tuple(off))
 
     def to_text(self) -> str:
         """The grid as an option's text, microseconds in six digits."""
-        rounded = [
-            [[float(f"{value * 1e6:.6g}") for value in by_length] for by_length in by_context] for by_context in self.seconds
-        ]
+        rounded = [[[float(f"{value * 1e6:.6g}") for value in by_k] for by_k in by_context] for by_context in self.seconds]
         return json.dumps(
             {"batch_sizes": self.batch_sizes, "contexts": self.contexts, "microseconds": rounded}, separators=(",", ":")
         )
@@ -85,7 +81,7 @@ class StepTimes:
                 tuple(int(size) for size in plain["batch_sizes"]),
                 tuple(int(context) for context in plain["contexts"]),
                 tuple(
-                    tuple(tuple(float(value) / 1e6 for value in by_length) for by_length in by_context)
+                    tuple(tuple(float(value) / 1e6 for value in by_k) for by_k in by_context)
                     for by_context in plain["microseconds"]
                 ),
             )
@@ -99,7 +95,7 @@ class StepTimes:
         for axis in (self.batch_sizes, self.contexts):
             if not axis or list(axis) != sorted(set(axis)) or axis[0] < 1:
                 raise ValueError(f"an axis of step times must ascend from 1 or more, got {axis}")
-        widths = {len(by_length) for by_context in self.seconds for by_length in by_context}
+        widths = {len(by_k) for by_context in self.seconds for by_k in by_context}
         full = len(self.seconds) == len(self.batch_sizes) and {len(row) for row in self.seconds} == {len(self.contexts)}
         if not full or len(widths) != 1 or not all(value > 0 for plane in self.seconds for row in plane for value in row):
             raise ValueError("step times must be above zero at every batch, context and K")
@@ -112,10 +108,8 @@ StepSeconds = Callable[[int, int, int], float]
 def measure(step_seconds: StepSeconds, *, max_num_seqs: int, max_num_speculative_tokens: int) -> StepTimes:
     """Profile an engine off line: one time for every batch bucket's first size and the largest batch, context and K."""
     sizes = sorted({size for size in FIRST_BATCH_SIZES if size < max_num_seqs} | {max_num_seqs})
-    lengths = range(max_num_speculative_tokens + 1)
-    grid = tuple(
-        tuple(tuple(step_seconds(size, size * context, length) for length in lengths) for context in CONTEXTS) for size in sizes
-    )
+    ks = range(max_num_speculative_tokens + 1)
+    grid = tuple(tuple(tuple(step_seconds(size, size * context, k) for k in ks) for context in CONTEXTS) for size in sizes)
     return StepTimes(tuple(sizes), CONTEXTS, grid)
 
 
@@ -137,15 +131,15 @@ class StepTimesLookup:
 
 
 def nominal_speeds(
-    step_seconds: StepSeconds, survival: Sequence[float], arms: Sequence[int], *, max_num_seqs: int, context_tokens_per_row: int
+    step_seconds: StepSeconds, survival: Sequence[float], ks: Sequence[int], *, max_num_seqs: int, context_tokens_per_row: int
 ) -> dict[int, dict[int, float]]:
     """Tokens per second of a row, by decode batch size from 1 to `max_num_seqs` and K of `arms`.
 
     survival[i] is the probability that more than i draft tokens are accepted.
     """
-    tokens = {arm: 1.0 + sum(survival[:arm]) for arm in arms}
+    tokens = {k: 1.0 + sum(survival[:k]) for k in ks}
     return {
-        rows: {arm: tokens[arm] / step_seconds(rows, rows * context_tokens_per_row, arm) for arm in arms}
+        rows: {k: tokens[k] / step_seconds(rows, rows * context_tokens_per_row, k) for k in ks}
         for rows in range(1, max_num_seqs + 1)
     }
 

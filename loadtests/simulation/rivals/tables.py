@@ -39,12 +39,12 @@ class Table:
 
     plans_mixed_steps = False
 
-    def __init__(self, lengths: Sequence[int]) -> None:
-        self._lengths = lengths
+    def __init__(self, ks: Sequence[int]) -> None:
+        self._ks = ks
 
     def choose(self, view: StepView) -> int:
         """The table's K."""
-        return self._lengths[min(view.decode_batch_size, len(self._lengths) - 1)]
+        return self._ks[min(view.decode_batch_size, len(self._ks) - 1)]
 
     def in_mixed_step(self, view: StepView) -> int:
         """The table's K: both engines look it up before every step."""
@@ -57,12 +57,12 @@ class Table:
 def build_tensorrt_llm(options: LocalOptions, context: LocalContext) -> Table:
     """Option: `draft_len_schedule`, "4=4,8=2,32=1" for K = 4 up to batch 4, 2 up to 8, 1 up to 32 and 0 above."""
     refuse_unknown(options, ("draft_len_schedule",))
-    rows = [(largest, length) for largest, length in _numbers(options, "draft_len_schedule", r"(\d+)=(\d+)")]
+    rows = [(largest, k) for largest, k in _numbers(options, "draft_len_schedule", r"(\d+)=(\d+)")]
     largest = [row[0] for row in rows]
     if largest != sorted(set(largest)):
         raise LocalOptionsError(f"option draft_len_schedule: batch sizes must ascend, got {largest}")
-    lengths = [length for _, length in rows] + [0]
-    return Table([lengths[bisect_left(largest, size)] for size in range(context.max_num_seqs + 1)])
+    ks = [k for _, k in rows] + [0]
+    return Table([ks[bisect_left(largest, size)] for size in range(context.max_num_seqs + 1)])
 
 
 def build_vllm(options: LocalOptions, context: LocalContext) -> Table:
@@ -72,10 +72,10 @@ def build_vllm(options: LocalOptions, context: LocalContext) -> Table:
     edges = [edge for first, last, _ in rows for edge in (first, last + 1)]
     if edges[0] != 1 or edges != sorted(edges):
         raise LocalOptionsError(f"option num_speculative_tokens_per_batch_size: rows must begin at 1 and ascend, got {rows}")
-    lengths = [rows[0][2]] * (context.max_num_seqs + 1)
-    for first, _, length in rows:
-        lengths[first:] = [length] * max(len(lengths) - first, 0)
-    return Table(lengths)
+    ks = [rows[0][2]] * (context.max_num_seqs + 1)
+    for first, _, k in rows:
+        ks[first:] = [k] * max(len(ks) - first, 0)
+    return Table(ks)
 
 
 class Pair:
@@ -116,7 +116,7 @@ def tensorrt_llm_text(rows: TableRows) -> str:
     kept = list(rows)
     while len(kept) > 1 and kept[-1][2] == 0:
         kept.pop()
-    return ",".join(f"{last}={length}" for _, last, length in kept)
+    return ",".join(f"{last}={k}" for _, last, k in kept)
 
 
 def vllm_text(rows: TableRows) -> str:
@@ -125,7 +125,7 @@ def vllm_text(rows: TableRows) -> str:
     >>> vllm_text([(1, 4, 3), (5, 16, 0)])
     '1-4=3,5-16=0'
     """
-    return ",".join(f"{first}-{last}={length}" for first, last, length in rows)
+    return ",".join(f"{first}-{last}={k}" for first, last, k in rows)
 
 
 def _numbers(options: LocalOptions, name: str, form: str) -> list[tuple[int, ...]]:

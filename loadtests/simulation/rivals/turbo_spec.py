@@ -61,8 +61,8 @@ class TurboSpec:
 
     plans_mixed_steps = False
 
-    def __init__(self, arms: tuple[int, ...], times: StepTimes, *, window_steps: int, first_acceptance: float) -> None:
-        self._arms = arms
+    def __init__(self, ks: tuple[int, ...], times: StepTimes, *, window_steps: int, first_acceptance: float) -> None:
+        self._ks = ks
         self._times = StepTimesLookup(times)
         self._window: deque[tuple[int, int]] = deque(maxlen=window_steps)
         self._acceptance = -1.0
@@ -77,7 +77,7 @@ class TurboSpec:
     def choose(self, view: StepView) -> int:
         """The K of the best predicted goodput; the number of rows is the same for all and drops out."""
         seconds, tokens = self._times.at(view.decode_batch_size, view.context_tokens), self._tokens_per_row
-        return max(self._arms, key=lambda arm: (tokens[arm] / seconds[arm], -arm))
+        return max(self._ks, key=lambda k: (tokens[k] / seconds[k], -k))
 
     def in_mixed_step(self, view: StepView) -> int:
         """The same rule: it draws nothing."""
@@ -94,7 +94,7 @@ class TurboSpec:
         if acceptance != self._acceptance:
             self._acceptance = acceptance
             tokens, survival = [1.0], 1.0
-            for _ in range(self._arms[-1]):
+            for _ in range(self._ks[-1]):
                 survival *= acceptance
                 tokens.append(tokens[-1] + survival)
             self._tokens_per_row = tokens

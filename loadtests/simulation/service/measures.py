@@ -15,7 +15,7 @@ from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.workload import Demand
 from nightjar.policy.restarts.budget import max_leases
 from nightjar.policy.state import learned
-from nightjar.policy.step.steering import lengths_by_batch
+from nightjar.policy.step.steering import ks_by_batch
 from nightjar.policy.wire.batch_buckets import bucket_range, buckets_up_to
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import Plan, Table
@@ -190,19 +190,19 @@ class Measures:
         if control is None:
             return None, None
         issued, reference = control.agents[replica_id].reporting.issued, control.reference
-        runs = self._lengths(issued.settings.plan) if issued is not None else None
+        runs = self._ks(issued.settings.plan) if issued is not None else None
         if reference is None:
             return runs, None
         decided = reference.controller.decisions.get(replica_id)
-        return runs, self._lengths(decided.plan if decided is not None else None)
+        return runs, self._ks(decided.plan if decided is not None else None)
 
-    def _lengths(self, plan: Plan | None) -> tuple[int, ...] | None:
+    def _ks(self, plan: Plan | None) -> tuple[int, ...] | None:
         """K by batch bucket of a table, measurements left out."""
         if not isinstance(plan, Table):
             return None
         most = self._scenario.profile.limits.max_num_seqs
-        lengths = lengths_by_batch(plan, most)
-        return tuple(lengths[bucket_range(bucket, most)[0]] for bucket in buckets_up_to(most))
+        ks = ks_by_batch(plan, most)
+        return tuple(ks[bucket_range(bucket, most)[0]] for bucket in buckets_up_to(most))
 
 
 def timed(request: SimulatedRequest, end_s: float) -> Timed:

@@ -230,12 +230,12 @@ class _Run:
                 self._control.agents[replica_name(event.replica)].lie = liar(event.lie)
 
 
-def local_settings(plan: Local, arms: tuple[int, ...]) -> IssuedSettings:
-    """What an engine gets once, when it decides by itself: every arm, no dwell, restarts as it likes."""
+def local_settings(plan: Local, ks: tuple[int, ...]) -> IssuedSettings:
+    """What an engine gets once, when it decides by itself: every K, no dwell, restarts as it likes."""
     settings = Settings(
         mode=Mode(kind="auto"),
         plan=plan,
-        allowed_num_speculative_tokens=arms,
+        allowed_num_speculative_tokens=ks,
         settings_max_age_s=NEVER_S,
         restarts=RestartLimits(micro_restart_tokens=UNLIMITED),
     )
