@@ -26,10 +26,11 @@ from nightjar.cluster.telemetry.logs import log_plain_tracebacks
 from nightjar.cluster.telemetry.metrics import Backend
 from nightjar.deployments.engine.engine_folder import EngineFolder
 from nightjar.deployments.engine.environment import is_on_cpu
-from nightjar.deployments.engine.start.arguments import EngineArguments, EngineFacts, resolve_facts
+from nightjar.deployments.engine.start.arguments import EngineArguments
 from nightjar.deployments.engine.start.hooks import missing_hooks
 from nightjar.deployments.engine.start.launch import EngineRequest, chosen_arguments, group_of, prepare_process, start_steered
 from nightjar.deployments.engine.start.ranks import restore_table
+from nightjar.deployments.engine.start.resolved_facts import EngineFacts, resolve_facts
 from nightjar.deployments.engine.start.running_engine import LoadObserver, RunningEngine, observe_load
 from nightjar.deployments.engine_control import agent_of, identity_of
 from nightjar.deployments.llm_config import SteeringOptions, draft_source

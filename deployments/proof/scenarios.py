@@ -22,7 +22,7 @@ from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import EngineCommand
 
 MAX_NUM_SPECULATIVE_TOKENS: Final = 3
-CHANGING_LENGTHS: Final = (3, 3, 0, 0, 1, 0, 2, 0, 3, 1, 1, 2, 1, 3, 2, 2)
+CHANGING_K: Final = (3, 3, 0, 0, 1, 0, 2, 0, 3, 1, 1, 2, 1, 3, 2, 2)
 """K step by step, over and over: each change from one K to another is in it once, and each K held for two steps."""
 CAPPED_SCENARIO: Final = "opt-out"
 GRAMMARS_SCENARIO: Final = "grammars"
@@ -84,13 +84,13 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A batch, and what else must hold. `lengths` is K step by step, over and over."""
+    """A batch, and what else must hold. `ks` is K step by step, over and over."""
 
     name: str
     requests: Sequence[GenerationRequest]
     missed: Callable[[Ran], str] = lambda _: ""
     """What the batch was for and did not meet, or an answer that is wrong by itself; empty where all is well."""
-    lengths: Sequence[int] = CHANGING_LENGTHS
+    ks: Sequence[int] = CHANGING_K
 
 
 def scenarios(adapter: Path | None, *, of_all_kinds: bool = True) -> tuple[Scenario, ...]:
@@ -99,14 +99,14 @@ def scenarios(adapter: Path | None, *, of_all_kinds: bool = True) -> tuple[Scena
     With `of_all_kinds` False those alone that differ in batches, prompts and blocks, and not in what a request asks of the sampler.
     """
     found = (
-        Scenario("fixed K", _greedy("fixed", _PROMPTS, 32), _something_verified, lengths=(MAX_NUM_SPECULATIVE_TOKENS,)),
+        Scenario("fixed K", _greedy("fixed", _PROMPTS, 32), _something_verified, ks=(MAX_NUM_SPECULATIVE_TOKENS,)),
         Scenario("changing K", _greedy("changing", _PROMPTS, 40)),
         Scenario("long prompts in chunks", _greedy("chunk", (_LONG, "short", _LONG[::-1]), 16)),
         Scenario(
             "long prompt alone",
             _greedy("alone", (_LONG[100:] + _LONG[:100],), 16),
             _never_asleep,
-            lengths=(MAX_NUM_SPECULATIVE_TOKENS,),
+            ks=(MAX_NUM_SPECULATIVE_TOKENS,),
         ),
         Scenario("first of a prefix", _greedy("first", (_SHARED + "1",), 8)),
         Scenario("cached prefix", _greedy("prefix", (_SHARED + "2", _SHARED + "3, 4", _SHARED), 16), _found_a_prefix),
@@ -125,7 +125,7 @@ def run_scenario(engine: DrivenEngine, scenario: Scenario, *, steered: bool) -> 
 
     def pin(step: int) -> None:
         if steered:
-            engine.pin(scenario.lengths[step % len(scenario.lengths)])
+            engine.pin(scenario.ks[step % len(scenario.ks)])
 
     preempted_before = engine.preemptions()
     answers = engine.run(scenario.requests, pin, **({} if steered else {"logprobs": REFERENCE_LOGPROBS}))
@@ -141,7 +141,7 @@ def abort(engine: DrivenEngine) -> str:
     """Take a request back in mid-generation: what is wrong afterwards, or nothing. The engine is a steered one."""
     engine.add(GenerationRequest("aborted", _PROMPTS[2], {"temperature": 0.0, "max_tokens": 400, "ignore_eos": True}))
     for step in range(6):
-        engine.pin(CHANGING_LENGTHS[step])
+        engine.pin(CHANGING_K[step])
         engine.engine.step()
     held = engine.exchange(EngineCommand()).load.kv_cache_usage
     engine.engine.abort_request(["aborted"])

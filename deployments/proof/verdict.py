@@ -48,7 +48,7 @@ class Verdict:
     served_plainly: str
     """Why the engine is not steered at all; then nothing else is judged."""
     texts: list[str] = field(default_factory=list)
-    lengths: list[str] = field(default_factory=list)
+    wrong_steps: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     """Scenarios that failed, or did not meet what they are for."""
     forwards: dict[int, list[int]] = field(default_factory=dict)
@@ -79,7 +79,7 @@ def judge(engine: Judged, outcome: Outcome, reference: Outcome, near_tie: float 
         judge_texts(found, name, part, reference["scenarios"][name]["answers"], near_tie)
         judge_steps(found, name, part["ranks"])
     unseen = set() if engine.lends else set(range(MAX_NUM_SPECULATIVE_TOKENS + 1)) - found.forwards.keys()
-    found.lengths += [f"K = {k} was never ordered" for k in sorted(unseen)]
+    found.wrong_steps += [f"K = {k} was never ordered" for k in sorted(unseen)]
     return found
 
 
@@ -100,13 +100,13 @@ def judge_steps(found: Verdict, name: str, ranks: Sequence[Sequence[Outcome]]) -
     """Look at every step of one scenario."""
     first_rank, *others = ranks
     if any(rank != first_rank for rank in others):
-        found.lengths.append(f"{name}: the ranks' steps differ")
+        found.wrong_steps.append(f"{name}: the ranks' steps differ")
     drafted: dict[str, int] = {}
     for index, step in enumerate(first_rank):
         if wrong := _disobeyed(found.engine, step, drafted, is_capped=name == CAPPED_SCENARIO):
-            found.lengths.append(f"{name}, step {index}: {wrong}")
+            found.wrong_steps.append(f"{name}, step {index}: {wrong}")
         if step["stray_slot"]:
-            found.lengths.append(f"{name}, step {index}: the drafter wrote past its request's blocks: {step['stray_slot']}")
+            found.wrong_steps.append(f"{name}, step {index}: the drafter wrote past its request's blocks: {step['stray_slot']}")
         k = step["num_speculative_tokens"]
         drafted |= dict.fromkeys(step["requests"], k)
         if not step["catches_up"] and not step["skips_drafts"]:

@@ -20,10 +20,11 @@ import structlog
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 
 from nightjar.deployments.engine.environment import is_on_cpu
-from nightjar.deployments.engine.start.arguments import EngineArguments, resolve_facts
+from nightjar.deployments.engine.start.arguments import EngineArguments
 from nightjar.deployments.engine.start.hooks import missing_hooks
 from nightjar.deployments.engine.start.launch import EngineRequest, group_of, prepare_process, start_steered
 from nightjar.deployments.engine.start.ranks import why_plain_under_ray
+from nightjar.deployments.engine.start.resolved_facts import resolve_facts
 from nightjar.deployments.engine.start.running_engine import LoadObserver, RunningEngine, observe_load
 from nightjar.deployments.llm_config import draft_source, needs_no_hub, parse_local_mode, steering_options
 from nightjar.deployments.replica_control import ReplicaControl

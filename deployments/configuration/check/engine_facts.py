@@ -1,6 +1,6 @@
 """What vLLM will make of engine arguments, told without vLLM: drafter, scheduler, model runner, graph mode.
 
-At run time engine/start/arguments.py reads the same facts from the configuration that vLLM built; here vLLM 0.32's rules are
+At run time engine/start/resolved_facts.py reads the same facts from the configuration that vLLM built; here vLLM 0.32's rules are
 followed by hand, as far as they do not need the model's files. The decisions themselves are the same functions.
 """
 
@@ -15,16 +15,12 @@ from typing import Any, Final
 from nightjar.deployments.configuration.check.engine_schema import EngineKwargs, SpeculativeKwargs
 from nightjar.deployments.configuration.check.findings import ServedOn, Severity
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, drafter_of, kind_of
-from nightjar.deployments.engine.start.arguments import (
-    RUNNER_VARIABLE,
-    EngineArguments,
-    EngineFacts,
-    steered_engine_kwargs,
-)
+from nightjar.deployments.engine.start.arguments import EngineArguments, steered_engine_kwargs
 from nightjar.deployments.engine.start.dormancy import CUDA_OFFLOAD_VARIABLE, OffloadFacts, SleepFacts, why_never_asleep
 from nightjar.deployments.engine.start.graph_tiers import GATED_DELTA_NET, maximum_alone
-from nightjar.deployments.engine.start.ranks import why_plain_with
-from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS, LLMConfig
+from nightjar.deployments.engine.start.ranks import OWN_PROCESSES, why_ranks_plain
+from nightjar.deployments.engine.start.resolved_facts import RUNNER_VARIABLE, EngineFacts
+from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS, LLMConfig, has_a_front_end_for_each_rank
 from nightjar.deployments.models import ModelError, resolve_model
 
 _RECURRENT_KEYS: Final = ("ssm_state_size", "conv_L_cache", "mamba_d_conv", "mamba_d_state", "mamba_num_heads")
@@ -178,6 +174,19 @@ def has_experts(values: Mapping[str, Any]) -> bool:
     """
     text = text_configuration(values)
     return any(bool(text.get(key)) for key in _EXPERT_KEYS)
+
+
+def why_plain_with(engine_kwargs: Mapping[str, Any], *, is_moe: bool) -> str:
+    """Why ranks are served plainly (engine/start/ranks.py), of arguments as EngineArgs.create_engine_config (0.32) reads them."""
+    size = int(engine_kwargs.get("data_parallel_size") or 1)
+    has_balancer = has_a_front_end_for_each_rank(engine_kwargs) or bool(engine_kwargs.get("data_parallel_hybrid_lb"))
+    return why_ranks_plain(
+        size=size,
+        size_local=int(engine_kwargs.get("data_parallel_size_local") or size),
+        one_front_end=not has_balancer and engine_kwargs.get("data_parallel_start_rank") is None,
+        backend=str(engine_kwargs.get("data_parallel_backend") or OWN_PROCESSES),
+        is_moe=is_moe,
+    )
 
 
 def sleep_facts(kwargs: EngineKwargs) -> SleepFacts:

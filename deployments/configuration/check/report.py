@@ -286,10 +286,10 @@ def _across(settings: OperatorSettings | None, place: Place, models: Sequence[tu
     if settings is None or not models:
         return
     most = max(model.outlook.facts.max_num_speculative_tokens for _, model in models)
-    for setting, lengths in _lengths(settings):
-        if most and max(lengths, default=0) > most:
+    for setting, ks in _ks(settings):
+        if most and max(ks, default=0) > most:
             message = (
-                f"{max(lengths)} is above the num_speculative_tokens of every application ({most}); allowed are 0 to {most}: "
+                f"{max(ks)} is above the num_speculative_tokens of every application ({most}); allowed are 0 to {most}: "
                 "lower it, or raise num_speculative_tokens in the application's speculative_config"
             )
             yield Finding("error", (*place, setting), message)
@@ -306,7 +306,7 @@ def _across(settings: OperatorSettings | None, place: Place, models: Sequence[tu
             yield Finding("advice", at, message)
 
 
-def _lengths(settings: OperatorSettings) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _ks(settings: OperatorSettings) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "mode", (settings.mode.num_speculative_tokens or 0,)
     yield "num_speculative_tokens", (settings.num_speculative_tokens or 0,)
     yield "allowed_num_speculative_tokens", settings.allowed_num_speculative_tokens or ()

@@ -39,8 +39,8 @@ from nightjar.deployments.configuration.check.findings import (
 from nightjar.deployments.configuration.check.memory_estimate import MemoryEstimate, estimate_memory
 from nightjar.deployments.configuration.check.serve_schema import AutoscalingConfig, DeploymentOptions
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
-from nightjar.deployments.engine.start.arguments import RUNNER_VARIABLE, SWITCHED_OFF
 from nightjar.deployments.engine.start.dormancy import why_not_lendable
+from nightjar.deployments.engine.start.resolved_facts import RUNNER_VARIABLE, SWITCHED_OFF
 from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig, model_problems, read_args
 from nightjar.deployments.routes import BY_NAME, SERVED
 from nightjar.policy.wire.report import Layer

@@ -1,6 +1,6 @@
 """Which K an engine captures CUDA graphs for, at which sizes, and which steps will find no full graph: known before it starts.
 
-On model runner V2 vLLM captures full graphs for each K that its table of lengths names, and a step at any other K runs without one.
+On model runner V2 vLLM captures full graphs for each K that its table names, and a step at any other K runs without one.
 Every K named makes graphs for each batch size, in the target and in an EAGLE head, and their memory is taken off the KV cache. So
 the table names a few tiers, and the planner plans among those (GroupKey.graph_tiers). On runner V1 graphs are piecewise
 and serve any K.
@@ -49,23 +49,23 @@ def graph_tiers(wanted: Sequence[int] | None, max_num_speculative_tokens: int) -
     return tuple(sorted({0, max_num_speculative_tokens, *(k for k in chosen if k <= max_num_speculative_tokens)}))
 
 
-def name_lengths(lengths: Sequence[int], wanted: Sequence[int]) -> list[int]:
+def name_ks(ks: Sequence[int], wanted: Sequence[int]) -> list[int]:
     """Place each K of `wanted` at least once, since vLLM captures full graphs only for those that its table names.
 
-    `lengths[i]` is the K of batch size i + 1. The largest batch sizes give way, as few as possible, smaller K for larger
-    batches; with fewer batch sizes than lengths the smallest K that remain unnamed win.
+    `ks[i]` is the K of batch size i + 1. The largest batch sizes give way, as few as possible, smaller K for larger
+    batches; with fewer batch sizes than K the smallest K that remain unnamed win.
 
-    >>> name_lengths([3] * 8, (0, 1, 2, 3)), name_lengths([5] * 6, (0, 1, 3, 5))
+    >>> name_ks([3] * 8, (0, 1, 2, 3)), name_ks([5] * 6, (0, 1, 3, 5))
     ([3, 3, 3, 3, 3, 2, 1, 0], [5, 5, 5, 3, 1, 0])
     """
     every = set(wanted)
-    for given_way in range(len(lengths)):
-        kept = list(lengths[: len(lengths) - given_way])
+    for given_way in range(len(ks)):
+        kept = list(ks[: len(ks) - given_way])
         missing = sorted(every - set(kept))
         if len(missing) <= given_way:
-            return kept + list(lengths[len(kept) : len(lengths) - len(missing)]) + missing[::-1]
-    missing = sorted(every - {lengths[0]})[: len(lengths) - 1]
-    return [lengths[0], *missing[::-1]]
+            return kept + list(ks[len(kept) : len(ks) - len(missing)]) + missing[::-1]
+    missing = sorted(every - {ks[0]})[: len(ks) - 1]
+    return [ks[0], *missing[::-1]]
 
 
 def maximum_alone(max_num_speculative_tokens: int) -> str:
@@ -76,14 +76,14 @@ def maximum_alone(max_num_speculative_tokens: int) -> str:
     )
 
 
-def to_table(lengths: Sequence[int]) -> list[list[int]]:
-    """Lengths by batch size as vLLM's rows `[first, last, K]`.
+def to_table(ks: Sequence[int]) -> list[list[int]]:
+    """K by batch size as vLLM's rows `[first, last, K]`.
 
     >>> to_table([3, 3, 0])
     [[1, 2, 3], [3, 3, 0]]
     """
     rows = []
-    for k, group in groupby(enumerate(lengths, start=1), key=lambda item: item[1]):
+    for k, group in groupby(enumerate(ks, start=1), key=lambda item: item[1]):
         sizes = [batch_size for batch_size, _ in group]
         rows.append([sizes[0], sizes[-1], k])
     return rows
@@ -98,11 +98,11 @@ def from_table(table: Sequence[Sequence[int]] | None, max_num_seqs: int, max_num
     if not table:
         return [max_num_speculative_tokens] * max_num_seqs
     rows = sorted(tuple(row) for row in table)
-    lengths = []
+    ks = []
     for batch_size in range(1, max_num_seqs + 1):
         reached = [k for first, _, k in rows if first <= batch_size]
-        lengths.append(min(reached[-1] if reached else rows[0][2], max_num_speculative_tokens))
-    return lengths
+        ks.append(min(reached[-1] if reached else rows[0][2], max_num_speculative_tokens))
+    return ks
 
 
 def capture_sizes(max_num_seqs: int, tiers: Sequence[int], largest: int = LARGEST_CAPTURE_SIZE) -> list[int]:

@@ -25,9 +25,10 @@ from nightjar.deployments.engine.engine_folder import EngineFolder, folders_besi
 from nightjar.deployments.engine.engine_processes import Processes, engine_pids
 from nightjar.deployments.engine.environment import CORES_VARIABLE, apply_environment, engine_environment, gather_host_facts
 from nightjar.deployments.engine.process_guard import own_token
-from nightjar.deployments.engine.start.arguments import EngineArguments, EngineFacts, steered_engine_kwargs
+from nightjar.deployments.engine.start.arguments import EngineArguments, steered_engine_kwargs
 from nightjar.deployments.engine.start.fallback import refusals_of_node, start_failing_open
 from nightjar.deployments.engine.start.hooks import MissingHooks
+from nightjar.deployments.engine.start.resolved_facts import EngineFacts
 from nightjar.deployments.llm_config import SteeringOptions, num_ranks, num_workers
 from nightjar.policy.wire.report import GroupKey
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from nightjar.deployments.engine.environment import is_on_cpu
-from nightjar.deployments.engine.start.arguments import EngineArguments, resolve_facts
+from nightjar.deployments.engine.start.arguments import EngineArguments
 from nightjar.deployments.engine.start.hooks import MissingHooks, moved
 from nightjar.deployments.engine.start.launch import EngineRequest, group_of, prepare_process, start_steered
 from nightjar.deployments.engine.start.ranks import restore_table
+from nightjar.deployments.engine.start.resolved_facts import resolve_facts
 from nightjar.deployments.engine.start.running_engine import LoadObserver, RunningEngine
 from nightjar.deployments.routes import absent_routes, close_other_routes
 

@@ -3,7 +3,7 @@
 A dense target of `data_parallel_size` N is N engine cores that know nothing of each other: in its process vLLM makes each a core of
 size 1, before it builds scheduler and workers (EngineCoreProc.run_engine_core, 0.29 to 0.33), and the front end sends each request
 to one of them. So each is steered, reports and holds leases by itself. Two things of vLLM's stand in the way. Its configuration
-drops the table of lengths wherever the size is above 1, without which a core captures graphs for its maximum K alone:
+drops the table of K wherever the size is above 1, without which a core captures graphs for its maximum K alone:
 `restore_table` puts it back between configuration and start. And a utility call is sent to every core and answers for the first:
 engine_control.py calls each by its identity.
 
@@ -13,10 +13,8 @@ served plainly, as is one whose cores another process starts. Fails open.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
-
-from nightjar.deployments.llm_config import has_a_front_end_for_each_rank
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -65,19 +63,6 @@ def why_plain_in(config: VllmConfig) -> str:
         one_front_end=not has_balancer,
         backend=str(getattr(parallel, "data_parallel_backend", OWN_PROCESSES)),
         is_moe=bool(getattr(config.model_config, "is_moe", False)),
-    )
-
-
-def why_plain_with(engine_kwargs: Mapping[str, Any], *, is_moe: bool) -> str:
-    """The same of engine arguments, as EngineArgs.create_engine_config (0.32) reads them."""
-    size = int(engine_kwargs.get("data_parallel_size") or 1)
-    has_balancer = has_a_front_end_for_each_rank(engine_kwargs) or bool(engine_kwargs.get("data_parallel_hybrid_lb"))
-    return why_ranks_plain(
-        size=size,
-        size_local=int(engine_kwargs.get("data_parallel_size_local") or size),
-        one_front_end=not has_balancer and engine_kwargs.get("data_parallel_start_rank") is None,
-        backend=str(engine_kwargs.get("data_parallel_backend") or OWN_PROCESSES),
-        is_moe=is_moe,
     )
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol, cast
 
 from nightjar.deployments.drafter_kinds import kind_of
-from nightjar.deployments.engine.start.arguments import EngineArguments, resolve_facts, steered_engine_kwargs
+from nightjar.deployments.engine.start.arguments import EngineArguments, steered_engine_kwargs
+from nightjar.deployments.engine.start.resolved_facts import resolve_facts
 from nightjar.deployments.proof.kit.chosen import BUILT_IN, Chosen, Drafter
 from nightjar.deployments.proof.lending import LENDING_KV_BYTES
 from nightjar.deployments.proof.scenarios import ADAPTER_OPTIONS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS, REFERENCE_LOGPROBS

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from nightjar.deployments.engine.environment import REPLICA_VARIABLE
 from nightjar.deployments.engine.process_guard import own_token
-from nightjar.deployments.engine.start.arguments import RUNNER_VARIABLE
 from nightjar.deployments.engine.start.dormancy import CUDA_OFFLOAD_VARIABLE
+from nightjar.deployments.engine.start.resolved_facts import RUNNER_VARIABLE
 from nightjar.deployments.proof.kit.chosen import Chosen
 from nightjar.deployments.proof.kit.engines import EngineSpec, rehearsal_of
 

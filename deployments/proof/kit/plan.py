@@ -12,11 +12,11 @@ from nightjar.deployments.proof.kit.phases.facts import FACTS
 from nightjar.deployments.proof.kit.phases.failing_open import FAILING_OPEN
 from nightjar.deployments.proof.kit.phases.lending import LENDING
 from nightjar.deployments.proof.kit.phases.off import OFF
-from nightjar.deployments.proof.kit.phases.random_lengths import RANDOM_LENGTHS
+from nightjar.deployments.proof.kit.phases.random_k import RANDOM_K
 from nightjar.deployments.proof.kit.phases.start_up import START_UP
 from nightjar.deployments.proof.kit.tasks import Phase
 
-PHASES: Final = (OFF, FACTS, START_UP, CORRECTNESS, RANDOM_LENGTHS, COMING_BACK, CATCH_UP, LENDING, FAILING_OPEN, CONTEST)
+PHASES: Final = (OFF, FACTS, START_UP, CORRECTNESS, RANDOM_K, COMING_BACK, CATCH_UP, LENDING, FAILING_OPEN, CONTEST)
 NEED_PLAIN_ANSWERS: Final = frozenset(phase.name for phase in (COMING_BACK, CATCH_UP, LENDING, FAILING_OPEN))
 """Of a task of the correctness phase."""
 

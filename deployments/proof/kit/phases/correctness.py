@@ -108,7 +108,7 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
         if verdict.served_plainly:
             wrong.append(f"{task.name}: served plainly: {verdict.served_plainly}")
             continue
-        wrong += [f"{task.name}: {sentence}" for sentence in (*verdict.missed, *verdict.texts, *verdict.lengths)]
+        wrong += [f"{task.name}: {sentence}" for sentence in (*verdict.missed, *verdict.texts, *verdict.wrong_steps)]
         seen_at_zero = "/".join(map(str, verdict.forwards.get(0, ()))) or "none seen"
         table.rows.append(
             [
@@ -117,7 +117,7 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
                 f"{verdict.compared - len(verdict.texts)} of {verdict.compared}",
                 str(verdict.near_ties),
                 str(verdict.tokens),
-                f"{verdict.steps - len(verdict.lengths)} of {verdict.steps}",
+                f"{verdict.steps - len(verdict.wrong_steps)} of {verdict.steps}",
                 "no model" if at_zero.forwards_at_zero is None else seen_at_zero + ", KV alone" * at_zero.writes_kv_alone,
             ]
         )

@@ -110,9 +110,10 @@ def _refused(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
 
 def _required(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
     from nightjar.deployments.engine.engine_processes import Processes
-    from nightjar.deployments.engine.start.arguments import EngineArguments, EngineFacts, steered_engine_kwargs
+    from nightjar.deployments.engine.start.arguments import EngineArguments, steered_engine_kwargs
     from nightjar.deployments.engine.start.fallback import Refusals, SteeringRequiredError, start_failing_open
     from nightjar.deployments.engine.start.hooks import MissingHooks
+    from nightjar.deployments.engine.start.resolved_facts import EngineFacts
 
     user = user_arguments(spec, chosen)
     facts = EngineFacts(

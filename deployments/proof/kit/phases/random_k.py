@@ -40,13 +40,13 @@ def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
     kwargs = arguments.kwargs | ({"cudagraph_metrics": True} if _has_cudagraph_metrics() else {})
     engine = SteppedEngine(kwargs)
     engine.record_steps()
-    lengths = range(MAX_NUM_SPECULATIVE_TOKENS + 1)
+    ks = range(MAX_NUM_SPECULATIVE_TOKENS + 1)
     numbers = itertools.count()
     batches = []
     for rows in chosen.sizes.batch_sizes:
         options = {"temperature": 0.0, "max_tokens": chosen.sizes.random_tokens, "ignore_eos": True}
         requests = [GenerationRequest(f"random-{number}", prompt(number), options) for number in itertools.islice(numbers, rows)]
-        engine.run(requests, lambda _: engine.pin(rng.choice(lengths)))
+        engine.run(requests, lambda _: engine.pin(rng.choice(ks)))
         (steps,) = engine.steps_of_ranks()
         batches.append({"rows": rows, "steps": [asdict(step) for step in steps]})
     result = {"batches": batches, "fault": engine.exchange(EngineCommand()).fault, "tiers": list(arguments.graph_tiers)}
@@ -70,12 +70,14 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
             for step in batch["steps"]:
                 verified = max(step["verified"].values(), default=0)
                 modes.setdefault(verified, Counter())[step["graph_mode"] or "unknown"] += 1
-        wrong += [f"{name}: {sentence}" for sentence in verdict.lengths]
+        wrong += [f"{name}: {sentence}" for sentence in verdict.wrong_steps]
         wrong += [f"{name}: {outcome['fault']}"] * bool(outcome["fault"])
         unseen = set(range(MAX_NUM_SPECULATIVE_TOKENS + 1)) - verdict.forwards.keys()
         wrong += [f"{name}: K = {k} was never ordered" for k in sorted(unseen)]
         counts = "; ".join(f"K = {k}: {'/'.join(map(str, seen))}" for k, seen in sorted(verdict.forwards.items()))
-        sentences.append(f"{name}: {verdict.steps - len(verdict.lengths)} of {verdict.steps} steps ran as set; forwards: {counts}.")
+        sentences.append(
+            f"{name}: {verdict.steps - len(verdict.wrong_steps)} of {verdict.steps} steps ran as set; forwards: {counts}."
+        )
         kinds = sorted({kind for counter in modes.values() for kind in counter})
         rows = [[name, str(k), *(str(counter[kind]) for kind in kinds)] for k, counter in sorted(modes.items())]
         tables.append(Table(("engine", "drafts verified per row, at most", *(f"steps, graph {kind}" for kind in kinds)), rows))
@@ -88,4 +90,4 @@ def _has_cudagraph_metrics() -> bool:
     return hasattr(EngineArgs, "cudagraph_metrics")
 
 
-RANDOM_LENGTHS: Final = Phase(NAME, "K at random in every step", tasks, perform, judge)
+RANDOM_K: Final = Phase(NAME, "K at random in every step", tasks, perform, judge)
