@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nightjar.deployments.engine.start.arguments import V2_OBEYS_K_FROM
 from nightjar.deployments.engine.start.hooks import (
     BLOCK_DRAFT,
     DORMANT_DRAFT,
@@ -23,6 +22,7 @@ from nightjar.deployments.engine.start.hooks import (
     RANKS,
     Hook,
 )
+from nightjar.deployments.engine.start.resolved_facts import V2_OBEYS_K_FROM
 from tests.contract.sources import Found, Sources, as_numbers
 
 ROOT: Final = Path(__file__).parents[2]

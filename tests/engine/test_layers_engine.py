@@ -20,7 +20,8 @@ ENGINE = """
 import json, sys
 from pathlib import Path
 from vllm import EngineArgs
-from nightjar.deployments.engine.start.arguments import resolve_facts, steered_engine_kwargs
+from nightjar.deployments.engine.start.arguments import steered_engine_kwargs
+from nightjar.deployments.engine.start.resolved_facts import resolve_facts
 from nightjar.deployments.proof.driven_engine import GenerationRequest
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.proof.model_names import DRAFT, TARGET

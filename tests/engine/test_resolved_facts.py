@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from nightjar.deployments.engine.start.arguments import EngineFacts, resolve_facts, steered_engine_kwargs
+from nightjar.deployments.engine.start.arguments import steered_engine_kwargs
 from nightjar.deployments.engine.start.graph_tiers import maximum_alone
+from nightjar.deployments.engine.start.resolved_facts import EngineFacts, resolve_facts
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
 MIMO = {"architectures": ["MiMoForCausalLM"], "model_type": "qwen2"}

@@ -23,7 +23,7 @@ class ReplicaCourse:
 
     `totals[n]` are the engine's sums at second n + 1, `state` is its drafter's at the end. `adopted` are the settings that came
     into force, in order, `adopted_before_first_request` how many of them before the first request (None: there was none).
-    `steps_by_length` counts all steps at each K.
+    `steps_by_k` counts all steps at each K.
     """
 
     replica_id: str
@@ -32,7 +32,7 @@ class ReplicaCourse:
     leased_restarts: tuple[LeasedRestart, ...]
     adopted: tuple[IssuedSettings, ...]
     adopted_before_first_request: int | None
-    steps_by_length: Mapping[int, int]
+    steps_by_k: Mapping[int, int]
 
     @property
     def plan(self) -> Table:

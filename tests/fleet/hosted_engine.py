@@ -132,7 +132,7 @@ class HostedEngine(EngineControl):
             leased_restarts=tuple(self._engine.leased_restarts),
             adopted=tuple(self._adopted),
             adopted_before_first_request=self._adopted_before_first_request,
-            steps_by_length={totals.num_speculative_tokens: totals.steps for totals in counters.totals},
+            steps_by_k={totals.num_speculative_tokens: totals.steps for totals in counters.totals},
         )
 
     @property

@@ -15,7 +15,7 @@ import pytest
 from nightjar.loadtests.simulation.campaign.measures import WITHIN
 from nightjar.loadtests.simulation.service.scenario import Scenario
 from nightjar.loadtests.simulation.service.simulate import simulate
-from nightjar.policy.step.steering import lengths_by_batch
+from nightjar.policy.step.steering import ks_by_batch
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import Table
@@ -85,7 +85,7 @@ def _run(fleet: VirtualFleet) -> Run:
         return share_of_best(between([courses[name] for name in names], now_s - WINDOW_S, now_s)) >= WITHIN
 
     def newcomer_has_worked(courses: Mapping[str, ReplicaCourse]) -> bool:
-        return sum(courses[NEWCOMER].steps_by_length.values()) >= NEWCOMER_STEPS
+        return sum(courses[NEWCOMER].steps_by_k.values()) >= NEWCOMER_STEPS
 
     fleet.until(have_learned, f"{WITHIN:.0%} of the oracle's goodput")
     known = known_cells(fleet.status(), pooled[0].scenario.profile.group)
@@ -147,12 +147,12 @@ def known_cells(status: FleetStatus, key: GroupKey) -> frozenset[tuple[int, int]
 
 def true_share(plan: Table) -> float:
     """What the plan's K truly gives at the batch in use, over what the best K does."""
-    return true_share_of(lengths_by_batch(plan, PROFILE.limits.max_num_seqs)[ROWS])
+    return true_share_of(ks_by_batch(plan, PROFILE.limits.max_num_seqs)[ROWS])
 
 
 def true_share_of(length: int) -> float:
     """The same of K = `length`."""
-    return NOMINAL.goodput(ROWS, length) / NOMINAL.goodput(ROWS, NOMINAL.best_length(ROWS))
+    return NOMINAL.goodput(ROWS, length) / NOMINAL.goodput(ROWS, NOMINAL.best_k(ROWS))
 
 
 def measured_each(courses: Sequence[ReplicaCourse]) -> float:

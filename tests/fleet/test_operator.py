@@ -107,7 +107,7 @@ def _canaries_under_load(cluster: FleetCluster) -> tuple[FleetStatus, Tried, Tri
     cluster.start(parts, SETTINGS | SHORT_PERIODS | {"mode": LONGEST}, mode=LONGEST)
     began = serving.fleet_status()
     cluster.begin()
-    cluster.until(lambda courses: all(course.steps_by_length for course in courses.values()), "steps")
+    cluster.until(lambda courses: all(course.steps_by_k for course in courses.values()), "steps")
     better = _try(cluster, names, tried="off", over=LONGEST, phase="better")
     serving.configure(SETTINGS | SHORT_PERIODS | {"mode": "off"})
     cluster.wait_for_settings(names, "off")
@@ -157,7 +157,7 @@ def _freeze_under_load(cluster: FleetCluster) -> Frozen:
     cluster.begin()
 
     def steps(courses: Mapping[str, ReplicaCourse], name: str) -> int:
-        return sum(courses[name].steps_by_length.values())
+        return sum(courses[name].steps_by_k.values())
 
     cluster.until(lambda courses: all(steps(courses, name) >= LEARNED_STEPS for name in names), "steps before the freeze")
     serving.ask_policy(FREEZE, {"frozen": True, "reason": "test"})

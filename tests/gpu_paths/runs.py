@@ -95,9 +95,9 @@ def is_pairwise(combination: Combination) -> bool:
 
 def row(combination: Combination, verdict: Verdict, seconds: float) -> list[str]:
     """A line of the table that `make test-gpu-paths` prints."""
-    by_length = verdict.forwards if combination.forwards_at_zero is not None else {}
-    at_zero = "/".join(map(str, by_length.get(0, ()))) or "no model"
-    every = ", ".join("/".join(map(str, by_length[length])) for length in sorted(by_length)) or "no model"
+    by_k = verdict.forwards if combination.forwards_at_zero is not None else {}
+    at_zero = "/".join(map(str, by_k.get(0, ()))) or "no model"
+    every = ", ".join("/".join(map(str, by_k[length])) for length in sorted(by_k)) or "no model"
     return [
         f"V{combination.runner}",
         combination.scheduling,
@@ -106,7 +106,7 @@ def row(combination: Combination, verdict: Verdict, seconds: float) -> list[str]
         combination.compiled or "eager",
         combination.beside or "nothing",
         f"{verdict.compared - len(verdict.texts)} of {verdict.compared}",
-        f"{verdict.steps - len(verdict.lengths)} of {verdict.steps}",
+        f"{verdict.steps - len(verdict.wrong_steps)} of {verdict.steps}",
         at_zero,
         every,
         str(verdict.steps),

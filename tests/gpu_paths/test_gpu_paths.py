@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("vllm")
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
-from nightjar.deployments.engine.start.arguments import V2_OBEYS_K_FROM
+from nightjar.deployments.engine.start.resolved_facts import V2_OBEYS_K_FROM
 from tests.gpu_paths.engines.combinations import LENDING, SERVED_PLAINLY, STEERED, Combination
 from tests.gpu_paths.overlay import version_under_test
 from tests.gpu_paths.runs import Rig, is_pairwise, row
@@ -50,7 +50,7 @@ def test_with_k_changing_in_every_step_texts_are_plain_decodings_and_each_k_is_o
     assert verdict.served_plainly == ""
     assert verdict.missed == []
     assert verdict.texts == []
-    assert verdict.lengths == []
+    assert verdict.wrong_steps == []
     assert verdict.compared >= (36 if combination.answers_all_kinds else 25)
 
 

@@ -40,7 +40,7 @@ def step_seconds(batch: int, length: int) -> float:
     return ((1 - share) * STEP_MILLISECONDS[low][length] + share * STEP_MILLISECONDS[high][length]) / 1e3
 
 
-def best_length(batch: int, lengths: Iterable[int] = (0, 1, 3, 5)) -> int:
+def best_k(batch: int, lengths: Iterable[int] = (0, 1, 3, 5)) -> int:
     """Argmax of true goodput."""
     return max(lengths, key=lambda length: (1 + sum(ACCEPTANCE[:length])) / step_seconds(batch, length))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nightjar.policy.exchange import Reporting
-from nightjar.policy.planners.base import one_length
+from nightjar.policy.planners.base import one_k
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 from nightjar.policy.wire.settings import ExchangeReply, IssuedSettings, Settings, SettingsVersion, Table
@@ -16,7 +16,7 @@ PERIOD_S = 2.0
 def issued(incarnation: int, sequence: int) -> IssuedSettings:
     told = Settings(
         mode=Mode(kind="auto"),
-        plan=Table(rows=one_length(3, 8)),
+        plan=Table(rows=one_k(3, 8)),
         allowed_num_speculative_tokens=(0, 3),
         exchange_period_s=PERIOD_S,
     )

@@ -29,7 +29,7 @@ from nightjar.policy.wire.report import (
     EngineSnapshot,
     LoadReport,
 )
-from tests.policy.engines import AUTO, KEY, Fleet, Replica, best_length
+from tests.policy.engines import AUTO, KEY, Fleet, Replica, best_k
 
 PATIENT = OperatorSettings(evidence_half_life_steps=1e7)
 
@@ -422,22 +422,22 @@ def test_inv_10_one_liar_of_sixteen_moves_no_plan(lie: str, honest_for_s: float)
     fleet = Fleet([liar, *(Replica(f"r{number:02}") for number in range(15))])
     fleet.run(honest_for_s)
     first = liar.report()
-    assert not honest_for_s or fleet.planned(1) == best_length(1)
+    assert not honest_for_s or fleet.planned(1) == best_k(1)
     fleet.replicas = fleet.replicas[1:]
     for _ in range(12):
         liar.run_until(fleet.now_s + 0.5, fleet.rng)
         fleet.observe(lied(liar.report(), lie, first))
         fleet.run(0.5)
         liar.adopt(fleet.decisions["liar"])
-        assert not honest_for_s or fleet.planned(1) == best_length(1)
-    assert fleet.planned(1) == best_length(1)
+        assert not honest_for_s or fleet.planned(1) == best_k(1)
+    assert fleet.planned(1) == best_k(1)
 
 
 def test_what_only_one_of_three_replicas_measured_serves_all_of_them() -> None:
     fleet = Fleet([Replica("a", 1), Replica("b", 0), Replica("c", 0)])
     fleet.run(5.0)
-    assert fleet.replicas[0].length == best_length(1)
-    assert fleet.planned(1) == best_length(1)
+    assert fleet.replicas[0].length == best_k(1)
+    assert fleet.planned(1) == best_k(1)
     assert all(replica.own is None for replica in fleet.state.replicas.values())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nightjar.policy.issuer import MAX_PLAUSIBLE, Issuer
-from nightjar.policy.planners.base import one_length
+from nightjar.policy.planners.base import one_k
 from nightjar.policy.wire.cause import Causes, Code, because
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import Counters, EngineSnapshot, GroupKey, LoadReport
@@ -17,7 +17,7 @@ GROUP = GroupKey(target="llama", max_num_speculative_tokens=3, max_num_seqs=8)
 def decided(length: int = 3, causes: Causes = (), **changes: object) -> Settings:
     told = Settings(
         mode=Mode(kind="auto"),
-        plan=Table(rows=one_length(length, 8)),
+        plan=Table(rows=one_k(length, 8)),
         allowed_num_speculative_tokens=(0, length),
         restarts=RestartLimits(causes=causes),
         causes=causes,

@@ -26,7 +26,7 @@ from nightjar.policy.restarts.leases import GroupRestarts
 from nightjar.policy.state import FleetState, GroupState, learned, with_learned
 from nightjar.policy.status.fleet import fleet_status
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range
-from tests.policy.engines import ACCEPTANCE, AUTO, KEY, MAX_NUM_SEQS, Fleet, Replica, best_length, step_seconds, table
+from tests.policy.engines import ACCEPTANCE, AUTO, KEY, MAX_NUM_SEQS, Fleet, Replica, best_k, step_seconds, table
 
 LENGTHS = (0, 1, 3, 5)
 NOW_S = 1000.0
@@ -69,18 +69,18 @@ def known(fleet: Fleet) -> GroupState:
 def test_a_replica_that_joins_an_imported_group_runs_its_plan_before_its_first_request_and_measures_nothing_known() -> None:
     fleet = warm_fleet(Replica("a", 0))
     fleet.run(1.0)
-    assert [fleet.planned(batch) for batch in (1, 16, 64, 256)] == [best_length(batch) for batch in (1, 16, 64, 256)]
+    assert [fleet.planned(batch) for batch in (1, 16, 64, 256)] == [best_k(batch) for batch in (1, 16, 64, 256)]
     assert table(fleet.decisions["a"]).rows == known(fleet).plan.rows  # type: ignore[union-attr]
     for batch in (1, 16):
         fleet.replicas[0].batch = batch
         fleet.run(5.0)
-        assert fleet.replicas[0].length == best_length(batch)
+        assert fleet.replicas[0].length == best_k(batch)
     assert not fleet.dealt
 
 
 def best_goodput_over(batch: int, length: int) -> float:
     """What the best K gives there over what this one does."""
-    best, other = ((1 + sum(ACCEPTANCE[:k])) / step_seconds(batch, k) for k in (best_length(batch), length))
+    best, other = ((1 + sum(ACCEPTANCE[:k])) / step_seconds(batch, k) for k in (best_k(batch), length))
     return best / other
 
 
@@ -143,7 +143,7 @@ def test_a_lie_that_makes_a_bad_length_shine_is_outvoted_within_seconds(batch: i
     lie = {**everything(), Cell(bucket, worst): cell_of(bucket, worst, log_error=-1.5)}
     fleet = warm_fleet(Replica("a", batch), Replica("b", batch), seed=seed_of(lie))
     fleet.run(8.0)
-    assert fleet.planned(batch) == best_length(batch)
+    assert fleet.planned(batch) == best_k(batch)
 
 
 def test_a_lie_that_makes_off_look_slow_is_found_out_when_off_is_measured_again() -> None:
@@ -165,7 +165,7 @@ def test_a_lie_that_makes_every_length_look_bad_is_found_out_when_the_best_is_me
     fleet.run(60.0, period_s=2.0)
     assert fleet.planned(16) == 0
     fleet.run(800.0, period_s=2.0)
-    assert fleet.planned(16) == best_length(16)
+    assert fleet.planned(16) == best_k(16)
 
 
 def test_a_seed_is_matched_by_the_exact_key_and_waits_otherwise() -> None:
@@ -318,9 +318,9 @@ def are_alike(model: GoodputModel, bucket: int, one: int, other: int) -> bool:
 
     Within DIFFERENCE, or within its doubt; or one of them is off, which stays in force while the favourite is in doubt.
     """
-    gain, deviation = (each[bucket] for each in model.gain(np.full(len(model.rows), model.arms.index(one))))
+    gain, deviation = (each[bucket] for each in model.gain(np.full(len(model.rows), model.ks.index(one))))
     over_off, over_off_deviation = (each[bucket] for each in model.gain(np.zeros(len(model.rows), dtype=np.int64)))
-    rival, favourite = model.arms.index(other), int(np.argmax(over_off))
+    rival, favourite = model.ks.index(other), int(np.argmax(over_off))
     stays_off = 0 in {one, other} and over_off[favourite] <= DOUBT_DEVIATIONS * over_off_deviation[favourite]
     return bool(stays_off or abs(gain[rival]) <= max(DIFFERENCE, DOUBT_DEVIATIONS * deviation[rival]))
 

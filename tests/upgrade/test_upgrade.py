@@ -28,7 +28,7 @@ from nightjar.cluster.storage.learned_file import LearnedFile, parse_learned_fil
 from nightjar.loadtests.simulation.campaign.measures import WITHIN
 from nightjar.loadtests.simulation.campaign.scenes import nominal_of
 from nightjar.policy.evidence.cells import MEASURED_SHARE, Cell
-from nightjar.policy.step.steering import lengths_by_batch
+from nightjar.policy.step.steering import ks_by_batch
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.settings import Settings, Table
@@ -246,8 +246,8 @@ def until(holds: Any, what: str) -> None:
 
 def true_share(plan: Table) -> float:
     """What the plan's K truly gives at the batch in use, over what the best K does."""
-    length = lengths_by_batch(plan, PROFILE.limits.max_num_seqs)[ROWS]
-    return NOMINAL.goodput(ROWS, length) / NOMINAL.goodput(ROWS, NOMINAL.best_length(ROWS))
+    length = ks_by_batch(plan, PROFILE.limits.max_num_seqs)[ROWS]
+    return NOMINAL.goodput(ROWS, length) / NOMINAL.goodput(ROWS, NOMINAL.best_k(ROWS))
 
 
 def test_traffic_moves_from_one_cluster_to_the_other_and_no_request_fails(upgrade: Upgrade) -> None:
@@ -293,7 +293,7 @@ def test_an_off_that_is_set_in_the_first_cluster_beside_the_second_holds_in_the_
 
 def test_the_first_settings_that_steer_carry_the_seeded_plan(upgrade: Upgrade) -> None:
     (group,) = upgrade.seed.groups
-    seeded = lengths_by_batch(Table(rows=group.plan), PROFILE.limits.max_num_seqs)
+    seeded = ks_by_batch(Table(rows=group.plan), PROFILE.limits.max_num_seqs)
     first: dict[str, Settings] = {}
     for _, name, settings in upgrade.steered("new"):
         first.setdefault(name, settings)
@@ -301,7 +301,7 @@ def test_the_first_settings_that_steer_carry_the_seeded_plan(upgrade: Upgrade) -
     in_use = sorted({cell.batch_bucket for cell in upgrade.known})
     for settings in first.values():
         assert isinstance(settings.plan, Table)
-        planned = lengths_by_batch(settings.plan, PROFILE.limits.max_num_seqs)
+        planned = ks_by_batch(settings.plan, PROFILE.limits.max_num_seqs)
         known_batches = [batch for batch in range(1, USERS + 1) if batch_bucket(batch) in in_use]
         assert [planned[batch] for batch in known_batches] == [seeded[batch] for batch in known_batches]
         assert true_share(settings.plan) >= WITHIN

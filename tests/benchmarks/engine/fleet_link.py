@@ -12,7 +12,7 @@ from typing import Final
 
 from nightjar.deployments.proof.lone_policy import LonePolicy
 from nightjar.policy.step.drafter import UNLIMITED
-from nightjar.policy.step.steering import lengths_by_batch
+from nightjar.policy.step.steering import ks_by_batch
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.settings import EngineCommand, Settings, Table
 from tests.benchmarks.engine.engines import Engine
@@ -70,7 +70,7 @@ class FleetLink:
         """K that the plan runs at a batch."""
         assert self._decided is not None
         assert isinstance(self._decided.plan, Table)
-        return lengths_by_batch(self._decided.plan, MAX_NUM_SEQS)[batch]
+        return ks_by_batch(self._decided.plan, MAX_NUM_SEQS)[batch]
 
     def _is_due(self, step: Step) -> bool:
         self._since_s += step.seconds

@@ -84,11 +84,11 @@ class Bench:
         outcome, segments = measure_steady(player, self._effort, rng, self._run.seed, self._run.tell, with_paper=self._with_paper)
         self._run.found("steady", outcome)
         if runs:
-            self._run.found("pooled", judge_cold(runs, segments.speeds_by_length(LOAD), self._run.seed))
+            self._run.found("pooled", judge_cold(runs, segments.speeds_by_k(LOAD), self._run.seed))
         return segments
 
     def _changing(self, player: Player, segments: Segments) -> None:
-        speeds = {load.rows: segments.speeds_by_length(load.name) for load in self._effort.loads}
+        speeds = {load.rows: segments.speeds_by_k(load.name) for load in self._effort.loads}
         outcome = measure_changing(player, self._effort, speeds, self._run.rng("changing"), self._run.seed, self._run.tell)
         self._run.found("changing", outcome)
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from nightjar.loadtests.arms.samples import EngineHistory, StatusSample, WorkByLength, all_work
+from nightjar.loadtests.arms.samples import EngineHistory, StatusSample, WorkByK, all_work
 from nightjar.loadtests.load.goodput import Goodput, GoodputTarget, pooled
 from tests.benchmarks.engine.fixture import questions
 from tests.benchmarks.live.answers import Answer, goodput_between, tokens_between, tokens_of_whole_steps
@@ -44,7 +44,7 @@ class Window:
 
     seconds: float
     tokens: int
-    work: WorkByLength
+    work: WorkByK
     steady_tokens: float
     """What `tokens` would be if the window began and ended with a step: for loads that stand still."""
     goodput: Goodput | None = None
@@ -61,7 +61,7 @@ class Window:
         return self.steady_tokens / self.seconds
 
     @property
-    def steps_by_length(self) -> dict[str, int]:
+    def steps_by_k(self) -> dict[str, int]:
         """Engine steps at each K."""
         return {f"K={length}": work.steps for length, work in self.work.items()}
 

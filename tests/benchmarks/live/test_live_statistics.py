@@ -54,7 +54,7 @@ def test_a_window_counts_what_arrived_in_it_of_answers_that_began_before_and_end
     assert seen.tokens == 2 + 5
     assert seen.speed == pytest.approx(0.7)
     assert seen.work == {0: Work(15, 4.0, 15, 15), 3: Work(12, 6.0, 12, 12, 36)}
-    assert seen.steps_by_length == {"K=0": 15, "K=3": 12}
+    assert seen.steps_by_k == {"K=0": 15, "K=3": 12}
 
 
 def test_what_two_arms_share_in_a_round_does_not_widen_their_ratio() -> None:
@@ -120,7 +120,7 @@ def test_odd_rounds_pick_the_best_and_even_rounds_score_it() -> None:
     assert segments.best("low") == "K=1"
     assert paired_ratio(segments.pairs("low", AUTO, "K=1"), seed=0).value == pytest.approx(78 / 75)
     segments.played += [segment("odd", 1, arm, 40) for arm in (OFF, "K=1")]
-    assert segments.speeds_by_length("low") == {0: 2.5, 1: 4.0, 2: 3.75, 3: 3.5, 5: 3.0}
+    assert segments.speeds_by_k("low") == {0: 2.5, 1: 4.0, 2: 3.75, 3: 3.5, 5: 3.0}
 
 
 def test_rounds_that_lack_one_of_two_arms_are_no_pair() -> None:
@@ -199,7 +199,7 @@ def test_replicas_that_learn_together_are_held_against_one_alone_by_what_each_lo
     assert bar.interval.kind == "95 % by resampling 2 runs together and 1 alone"
     assert outcome.facts["lost_tokens_per_replica"] == {ALONE: [160.0], TOGETHER: [80.0, 100.0]}
     assert [row["steady_from_s"] for row in outcome.rows["cold"]] == [8.0, 4.0, 5.0]
-    assert runs[0].seconds_by_length == {"K=1": 12.0, "K=5": 8.0}
+    assert runs[0].seconds_by_k == {"K=1": 12.0, "K=5": 8.0}
 
 
 def test_where_one_alone_loses_nothing_there_is_no_ratio() -> None:

@@ -238,7 +238,7 @@ def _nominal() -> Nominal:
 
 def _is_good(batch: int, length: int) -> bool:
     nominal = _nominal()
-    return nominal.goodput(batch, length) >= 0.98 * nominal.goodput(batch, nominal.best_length(batch))
+    return nominal.goodput(batch, length) >= 0.98 * nominal.goodput(batch, nominal.best_k(batch))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nightjar.loadtests.simulation.campaign.nominal import Nominal
-from nightjar.policy.step.steering import lengths_by_batch
+from nightjar.policy.step.steering import ks_by_batch
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.report import (
     CellCounters,
@@ -84,7 +84,7 @@ class CoarseEngine:
     def adopt(self, settings: Settings) -> None:
         """Follow settings from now on."""
         assert isinstance(settings.plan, Table)
-        self._lengths = lengths_by_batch(settings.plan, self._group.max_num_seqs)
+        self._lengths = ks_by_batch(settings.plan, self._group.max_num_seqs)
         self._segments = {
             segment.segment_id: (segment.num_speculative_tokens, segment.clean_steps)
             for segment in settings.plan.segments

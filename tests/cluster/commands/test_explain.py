@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from nightjar.cluster import cli
 from nightjar.cluster.api.operations import EXPLAIN, OperationError
 from nightjar.cluster.storage.recording import FILE_NAME, RecordingFile, RecordingReader
-from nightjar.policy.wire.explanation import ArmExplanation, Explanation
+from nightjar.policy.wire.explanation import Explanation, KExplanation
 from nightjar.policy.wire.record import to_plain
 from tests.cluster.recorded_fleet import MemoryRecording, WrittenAtOnce, recorded_fleet
 from tests.policy.engines import Replica
@@ -94,7 +94,7 @@ def test_explain_shows_the_answer_every_voice_and_every_k(serve: Callable[[httpx
 
 def test_explain_fits_80_columns_without_a_broken_row(serve: Callable[[httpx.Response], list[httpx.Request]]) -> None:
     answer = explained("r1")
-    wide = ArmExplanation(
+    wide = KExplanation(
         num_speculative_tokens=12,
         predicted_tokens_per_s=12345.6,
         gain_over_off=-0.341,

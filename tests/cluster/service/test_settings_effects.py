@@ -16,7 +16,7 @@ import pytest
 from nightjar.cluster.service.policy_service import PolicyService
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import LoadReport
-from nightjar.policy.wire.settings import Table, length_at
+from nightjar.policy.wire.settings import Table, k_at
 from tests.cluster.protocol import Replica, running_service, settled
 from tests.cluster.service.test_settings_live import CHANGES
 from tests.policy import engines
@@ -84,7 +84,7 @@ async def planned_length(service: PolicyService) -> int:
             replica.steering.adopt(reply.issued, replica.now_s)
         await asyncio.sleep(1.0)
     (group,) = service.status().groups
-    return length_at(group.rows, BATCH)
+    return k_at(group.rows, BATCH)
 
 
 async def lengths_of_two_applications(service: PolicyService) -> tuple[int, ...]:
@@ -98,7 +98,7 @@ async def lengths_of_two_applications(service: PolicyService) -> tuple[int, ...]
             if reply.issued is not None:
                 replica.steering.adopt(reply.issued, replica.now_s)
                 assert isinstance(reply.issued.settings.plan, Table)
-                sent[replica.application] = length_at(reply.issued.settings.plan.rows, BATCH)
+                sent[replica.application] = k_at(reply.issued.settings.plan.rows, BATCH)
         await asyncio.sleep(1.0)
     return sent["chat"], sent["code"]
 

@@ -26,7 +26,7 @@ from nightjar.policy.controller import Controller
 from nightjar.policy.operator.freeze import Freeze, HeldPlan
 from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.persistent_map import PersistentMap
-from nightjar.policy.planners.base import GroupPlan, one_length
+from nightjar.policy.planners.base import GroupPlan, one_k
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
 from tests.cluster.protocol import MemoryJournal, MemoryStore, Replica, running_service, settled
@@ -358,7 +358,7 @@ def test_a_freeze_that_is_over_is_not_handed_over() -> None:
 
 def test_of_a_freeze_the_plans_of_groups_with_replicas_go_along_as_many_as_a_file_holds() -> None:
     most = handover.MAX_HELD_PLANS
-    held = HeldPlan.of(GroupPlan(one_length(0, 8)), "off")
+    held = HeldPlan.of(GroupPlan(one_k(0, 8)), "off")
     plans = {f"g{number}": held for number in range(most + 2)}
     controller = Controller(OperatorSettings())
     controller.observe(Replica("r").report(), 0.0)

@@ -41,7 +41,7 @@ from nightjar.cluster.storage.replay import Skipped, between, leading_to, replay
 from nightjar.cluster.storage.rotated_lines import rotated_files
 from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.planners import PLANNERS
-from nightjar.policy.planners.base import GroupPlan, GroupView, one_length
+from nightjar.policy.planners.base import GroupPlan, GroupView, one_k
 from nightjar.policy.state import FleetState
 from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.report import DrafterState, EngineSnapshot, RestartWish
@@ -322,7 +322,7 @@ def test_replay_names_replica_tick_and_both_decisions_where_the_code_decides_oth
     recorded(3, sink=WrittenAtOnce(file), planner="fixed", num_speculative_tokens=3)
     file.close()
     monkeypatch.setitem(
-        PLANNERS, "fixed", lambda view: GroupPlan(one_length(1, view.key.max_num_seqs), (because(Code.OTHER, "K=1 since today"),))
+        PLANNERS, "fixed", lambda view: GroupPlan(one_k(1, view.key.max_num_seqs), (because(Code.OTHER, "K=1 since today"),))
     )
     replayed = call("replay", tmp_path)
     assert replayed.exit_code == 1

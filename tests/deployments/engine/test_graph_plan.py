@@ -20,7 +20,7 @@ from nightjar.deployments.engine.start.graph_tiers import (
     capture_sizes,
     from_table,
     graph_tiers,
-    name_lengths,
+    name_ks,
     sizes_in,
     to_table,
     with_capture_sizes,
@@ -34,7 +34,7 @@ CASES = [(8, (0, 1, 2)), (64, (0, 1, 3)), (64, (0, 1, 3, 5)), (100, (0, 1, 3, 4)
 def test_every_tier_is_named_and_small_batches_keep_their_length(case: tuple[int, list[int]]) -> None:
     top, lengths = case
     tiers = graph_tiers(None, top)
-    named = name_lengths(lengths, tiers)
+    named = name_ks(lengths, tiers)
     assert len(named) == len(lengths)
     assert named[0] == lengths[0]
     missing = set(tiers) - set(named)
@@ -137,7 +137,7 @@ print(json.dumps(answers))
 def test_graphs_and_hits_are_those_of_vllms_own_code(tmp_path: Path) -> None:
     questions: list[list[Any]] = []
     for rows, tiers in CASES:
-        questions.append([rows, tiers, capture_sizes(rows, tiers), to_table(name_lengths([max(tiers)] * rows, tiers))])
+        questions.append([rows, tiers, capture_sizes(rows, tiers), to_table(name_ks([max(tiers)] * rows, tiers))])
     environment = os.environ | rig_environment(tmp_path, runner=2, asynchronous=True) | {"VLLM_LOGGING_LEVEL": "ERROR"}
     command = [sys.executable, "-c", ASK_VLLM, json.dumps(questions)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from nightjar.deployments.configuration.check.engine_facts import has_experts
-from nightjar.deployments.engine.start.ranks import restore_table, why_plain_in, why_plain_under_ray, why_plain_with
+from nightjar.deployments.configuration.check.engine_facts import has_experts, why_plain_with
+from nightjar.deployments.engine.start.ranks import restore_table, why_plain_in, why_plain_under_ray
 from nightjar.deployments.llm_config import num_ranks
 
 TABLE = ((1, 2, 4), (3, 8, 1))

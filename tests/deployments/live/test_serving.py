@@ -132,13 +132,13 @@ def assert_lossless(client: httpx.Client, reference: tuple[dict[str, Any], ...])
         assert len(set(answer["message"]["content"])) > 3, "sampled text is not one token over and over"
 
 
-def steps_by_length() -> dict[int, int]:
+def steps_by_k() -> dict[int, int]:
     """Steps that both replicas ran at each K until now, by reports that began after this call."""
     return serving.steps(serving.reported(both))
 
 
 def lengths_that_ran(since: dict[int, int]) -> set[int]:
-    return {length for length, steps in steps_by_length().items() if steps > since.get(length, 0)}
+    return {length for length, steps in steps_by_k().items() if steps > since.get(length, 0)}
 
 
 def until_modes_are(modes: set[str]) -> None:
@@ -154,7 +154,7 @@ def test_output_is_plain_decodings_at_a_fixed_length(
     serving.set_fleet_mode(mode)
     until_modes_are({mode})
     serving.post(client, GREEDY_BODIES[5])
-    before = steps_by_length()
+    before = steps_by_k()
     assert_lossless(client, reference)
     assert lengths_that_ran(before) == {length}
 
@@ -172,7 +172,7 @@ def test_output_is_plain_decodings_while_the_length_changes_every_few_steps(
             serving.set_fleet_mode(mode)
 
     def until_it_ran(mode: str, length: int) -> None:
-        before = steps_by_length()
+        before = steps_by_k()
         serving.set_fleet_mode(mode)
         serving.until(lambda: length in lengths_that_ran(before), within_s=60, what=f"a step at K = {length}")
 
@@ -267,7 +267,7 @@ def test_changed_user_config_replaces_no_replica_and_switches_at_once(steered: s
     pids = serving.replica_pids("chat")
     steered.deploy(serving.application("chat", num_replicas=2, user_config={"mode": "off"}))
     until_modes_are({"off"})
-    before = steps_by_length()
+    before = steps_by_k()
     serving.post(client, GREEDY_BODIES[0])
     assert lengths_that_ran(before) == {0}
     steered.deploy(serving.application("chat", num_replicas=2))

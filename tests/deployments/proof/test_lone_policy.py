@@ -7,8 +7,8 @@ import random
 import pytest
 
 from nightjar.deployments.proof.lone_policy import LonePolicy
-from nightjar.policy.wire.settings import Table, length_at
-from tests.policy.engines import KEY, Replica, best_length
+from nightjar.policy.wire.settings import Table, k_at
+from tests.policy.engines import KEY, Replica, best_k
 
 GROUP = KEY.model_copy(update={"graph_tiers": (0, 1, 3, 5)})
 """Those K have step times (tests/policy/engines.py)."""
@@ -21,7 +21,7 @@ def test_one_engine_beside_its_policy_comes_to_run_the_best_k() -> None:
         engine.adopt(policy.decide(engine.report().snapshot, 0.5 * tick))
     plan = policy.decide(engine.report().snapshot, 30.0).plan
     assert isinstance(plan, Table)
-    assert length_at(plan.rows, 4) == best_length(4)
+    assert k_at(plan.rows, 4) == best_k(4)
 
 
 def test_beside_adaptive_verification_the_engine_is_steered_as_by_an_operators_hand() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from nightjar.deployments.proof.scenarios import (
     CAPPED_SCENARIO,
-    CHANGING_LENGTHS,
+    CHANGING_K,
     MAX_NUM_SPECULATIVE_TOKENS,
     Ran,
     Scenario,
@@ -30,8 +30,8 @@ def ran(answers: dict[str, Any] | None = None, *, preemptions: int = 0, **most_v
 
 
 def test_each_change_of_k_comes_once_a_round() -> None:
-    lengths = range(MAX_NUM_SPECULATIVE_TOKENS + 1)
-    assert Counter(pairwise((*CHANGING_LENGTHS, CHANGING_LENGTHS[0]))) == dict.fromkeys(product(lengths, lengths), 1)
+    ks = range(MAX_NUM_SPECULATIVE_TOKENS + 1)
+    assert Counter(pairwise((*CHANGING_K, CHANGING_K[0]))) == dict.fromkeys(product(ks, ks), 1)
 
 
 def test_no_two_requests_of_all_scenarios_share_a_name_of_which_one_begins_the_other() -> None:

@@ -55,7 +55,7 @@ RIGHT: dict[str, Any] = {
 
 
 def is_proved(verdict: Verdict) -> bool:
-    return not (verdict.texts or verdict.lengths or verdict.missed)
+    return not (verdict.texts or verdict.wrong_steps or verdict.missed)
 
 
 def changed(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def test_a_run_in_which_all_is_well_is_proved_and_says_what_each_k_cost() -> Non
 )
 def test_a_step_that_was_told_one_thing_and_did_another_is_named(wrong: dict[str, Any], words: str) -> None:
     verdict = judge(EAGLE, changed(lambda part: part["ranks"][0].append(wrong)), REFERENCE)
-    assert verdict.lengths == [f"changing K, step 4: {words}"]
+    assert verdict.wrong_steps == [f"changing K, step 4: {words}"]
     assert not is_proved(verdict)
 
 
@@ -94,7 +94,7 @@ def test_a_request_that_was_left_out_of_a_step_verifies_the_drafts_of_the_step_b
 
 def test_a_k_that_was_never_ordered_is_not_proved() -> None:
     verdict = judge(EAGLE, changed(lambda part: part["ranks"][0].pop()), REFERENCE)
-    assert verdict.lengths == ["K = 2 was never ordered"]
+    assert verdict.wrong_steps == ["K = 2 was never ordered"]
 
 
 @pytest.mark.parametrize(
@@ -108,13 +108,13 @@ def test_a_k_that_was_never_ordered_is_not_proved() -> None:
 )
 def test_a_head_on_runner_v2_writes_its_kv_alone_at_k_0_once_a_step(at_zero: dict[str, int], words: str) -> None:
     run = changed(lambda part: part["ranks"][0][1].update(at_zero))
-    assert [wrong.partition(": ")[2] for wrong in judge(EAGLE_ON_V2, run, REFERENCE).lengths] == ([words] if words else [])
+    assert [wrong.partition(": ")[2] for wrong in judge(EAGLE_ON_V2, run, REFERENCE).wrong_steps] == ([words] if words else [])
 
 
 def test_where_the_drafters_graphs_are_replayed_one_replay_may_hold_several_forwards_and_none_at_k_0() -> None:
     def replayed(step: int, forwards: int, replays: int) -> list[str]:
         change = {"forwards": forwards, "replays": replays}
-        return judge(EAGLE, changed(lambda part: part["ranks"][0][step].update(change)), REFERENCE).lengths
+        return judge(EAGLE, changed(lambda part: part["ranks"][0][step].update(change)), REFERENCE).wrong_steps
 
     assert replayed(0, 0, 2) == replayed(0, 0, 3) == replayed(1, 0, 1) == []
     assert replayed(0, 0, 4) == ["changing K, step 0: K = 3 took 4 forwards of the drafter, expected 3"]
@@ -124,7 +124,7 @@ def test_where_the_drafters_graphs_are_replayed_one_replay_may_hold_several_forw
 
 def test_ranks_that_did_not_do_the_same_are_found() -> None:
     verdict = judge(EAGLE, changed(lambda part: part["ranks"].append(part["ranks"][0][:-1])), REFERENCE)
-    assert verdict.lengths == ["changing K: the ranks' steps differ"]
+    assert verdict.wrong_steps == ["changing K: the ranks' steps differ"]
 
 
 def test_a_sleeping_drafter_may_wait_and_read_what_it_missed_and_do_nothing_else() -> None:
@@ -134,14 +134,14 @@ def test_a_sleeping_drafter_may_wait_and_read_what_it_missed_and_do_nothing_else
     for wrong in (step(0, 0, 1, drafter_state="dormant"), step(3, 2, 2, drafter_state="dormant"), step(3, 0, 0)):
         steps = [step(1, 1, 1), step(2, 2, 2), step(3, 3, 3), *asleep, wrong]
         run = changed(lambda part, steps=steps: part.update(ranks=[steps]))  # type: ignore[misc]
-        assert len(judge(DRAFT_MODEL, run, REFERENCE).lengths) == 1
+        assert len(judge(DRAFT_MODEL, run, REFERENCE).wrong_steps) == 1
 
 
 def test_a_step_whose_drafts_vllm_leaves_out_may_be_one_at_k_0_and_no_other() -> None:
     for ordered, wrong in ((0, 0), (2, 1)):
         skipping = step(3, ordered, max(ordered, 1), skips_drafts=True)
         run = changed(lambda part, skipping=skipping: part["ranks"][0].append(skipping))  # type: ignore[misc]
-        assert len(judge(EAGLE, run, REFERENCE).lengths) == wrong
+        assert len(judge(EAGLE, run, REFERENCE).wrong_steps) == wrong
 
 
 @pytest.mark.parametrize(
@@ -162,15 +162,15 @@ def test_where_vllm_leaves_the_drafts_out_a_draft_model_that_is_awake_reads_the_
 def test_a_slot_that_is_not_its_requests_is_told_with_its_step() -> None:
     stray = "row 0 (a): slots [32] are not all in blocks [[0, 1]] of 16 tokens"
     run = changed(lambda part: part["ranks"][0][2].update(stray_slot=stray))
-    assert judge(EAGLE, run, REFERENCE).lengths == [f"changing K, step 2: the drafter wrote past its request's blocks: {stray}"]
+    assert judge(EAGLE, run, REFERENCE).wrong_steps == [f"changing K, step 2: the drafter wrote past its request's blocks: {stray}"]
 
 
 def test_where_clients_cap_their_drafts_k_may_be_lower_than_pinned_and_not_higher() -> None:
     lower = {"scenarios": {CAPPED_SCENARIO: RIGHT["scenarios"]["changing K"] | {"ranks": [[step(3, 1, 1)]]}}}
     reference = {"scenarios": {CAPPED_SCENARIO: REFERENCE["scenarios"]["changing K"]}}
-    assert not any("pinned" in wrong for wrong in judge(EAGLE, RIGHT | lower, reference).lengths)
+    assert not any("pinned" in wrong for wrong in judge(EAGLE, RIGHT | lower, reference).wrong_steps)
     lower["scenarios"][CAPPED_SCENARIO]["ranks"] = [[step(1, 3, 3)]]
-    assert any("pinned" in wrong for wrong in judge(EAGLE, RIGHT | lower, reference).lengths)
+    assert any("pinned" in wrong for wrong in judge(EAGLE, RIGHT | lower, reference).wrong_steps)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ pytest.importorskip("vllm")
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from nightjar.deployments.engine.scheduler.steered import SteeredScheduler, most_drafts_of
-from nightjar.deployments.engine.start.arguments import EngineFacts, steered_engine_kwargs
+from nightjar.deployments.engine.start.arguments import steered_engine_kwargs
+from nightjar.deployments.engine.start.resolved_facts import EngineFacts
 from tests.engine.scheduler.scheduler_harness import (
     MAXIMUM,
     Engines,

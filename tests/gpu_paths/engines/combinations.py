@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from nightjar.deployments.drafter_kinds import KINDS, SEPARATE_DRAFT_MODEL, kind_of
-from nightjar.deployments.engine.start.arguments import EngineArguments, resolve_facts, steered_engine_kwargs
+from nightjar.deployments.engine.start.arguments import EngineArguments, steered_engine_kwargs
+from nightjar.deployments.engine.start.resolved_facts import resolve_facts
 from nightjar.deployments.proof.model_names import DRAFT, MIMO, SLIDING, TARGET
 from nightjar.deployments.proof.scenarios import ADAPTER_OPTIONS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
 from tests.rig.arguments import on_the_rig

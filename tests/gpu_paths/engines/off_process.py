@@ -26,7 +26,7 @@ from nightjar.deployments.engine.worker.kv_only_head import KVOnlyHead, QuietBlo
 from nightjar.deployments.engine.worker.v2 import SteeredDraftOnV2
 from nightjar.deployments.proof.driven_engine import GenerationRequest, plain_answer
 from nightjar.deployments.proof.outcome import end_with
-from nightjar.deployments.proof.scenarios import CHANGING_LENGTHS, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS, OPT_OUT
+from nightjar.deployments.proof.scenarios import CHANGING_K, ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS, OPT_OUT
 from nightjar.deployments.proof.stepped_engine import SteppedEngine
 from nightjar.deployments.proof.tiny_models import ATTENTIVE, ATTENTIVE_EAGLE3, build_tiny_models
 from nightjar.policy.wire.settings import EngineCommand
@@ -150,7 +150,7 @@ def limit_rows() -> list[GenerationRequest]:
 
 def up_to_the_limit(engine: SteppedEngine) -> dict[str, Any]:
     """Both, while K changes."""
-    return engine.run(limit_rows(), lambda step: engine.pin(CHANGING_LENGTHS[step % len(CHANGING_LENGTHS)]))
+    return engine.run(limit_rows(), lambda step: engine.pin(CHANGING_K[step % len(CHANGING_K)]))
 
 
 def stress(engine: SteppedEngine, steps: int, seed: str) -> dict[str, Any]:

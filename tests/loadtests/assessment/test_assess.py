@@ -221,7 +221,7 @@ def test_some_k_pays_exactly_from_the_break_even_acceptance_on() -> None:
 
     def best(accepted: float) -> float:
         off = price.step_seconds(1, 0)
-        return max(sum(accepted**n for n in range(k + 1)) * off / price.step_seconds(1, k) for k in price.arms if k)
+        return max(sum(accepted**n for n in range(k + 1)) * off / price.step_seconds(1, k) for k in price.ks if k)
 
     assert best(share - 0.01) < 1.0 <= best(share + 0.01)
 

@@ -13,8 +13,8 @@ from nightjar.loadtests.arms.texts import ROUNDED_NEAR_TIE, first_difference
 from nightjar.loadtests.demo.checks import (
     Answer,
     Explanation,
-    check_fixed_length,
-    check_planned_length,
+    check_fixed_k,
+    check_planned_k,
     check_policy_restart,
     check_requests,
     check_steering,
@@ -173,7 +173,7 @@ def asleep(count: int) -> list[ReplicaStatus]:
 
 
 def test_planned_lengths_hold_and_the_samples_are_counted_by_whether_they_speculate() -> None:
-    check = check_planned_length("auto", sampled(status(2, 5), status(9, 1), status(20, 0), *asleep(1)), SENT)
+    check = check_planned_k("auto", sampled(status(2, 5), status(9, 1), status(20, 0), *asleep(1)), SENT)
     assert (check.name, check.passed) == ("K under auto", True)
     assert check.detail == (
         "4 samples, 2 at K > 0 and 2 at K = 0: 3 as the table says, 1 off while the drafter sleeps or catches up"
@@ -183,35 +183,35 @@ def test_planned_lengths_hold_and_the_samples_are_counted_by_whether_they_specul
 def test_planned_lengths_fail_on_one_that_contradicts_and_on_one_that_nothing_explains() -> None:
     good = [status(2, 5), status(9, 1)]
     for bad, said in ((status(9, 5), "K=5 at batch 9 under 1.1"), (status(2, 3), "K=3 at batch 2 under 1.1")):
-        check = check_planned_length("auto", sampled(*good, bad), SENT)
+        check = check_planned_k("auto", sampled(*good, bad), SENT)
         assert not check.passed
         assert said in check.detail
 
 
 def test_at_most_three_samples_that_fail_are_named() -> None:
-    check = check_planned_length("auto", sampled(*[status(9, 5)] * 4), SENT)
+    check = check_planned_k("auto", sampled(*[status(9, 5)] * 4), SENT)
     assert check.detail.count("K=5 at batch 9") == 3
 
 
 def test_how_often_a_length_was_held_lower_for_a_reason_is_told_and_not_judged() -> None:
-    asleep_throughout = check_planned_length("auto", sampled(*asleep(100)), SENT)
+    asleep_throughout = check_planned_k("auto", sampled(*asleep(100)), SENT)
     assert asleep_throughout.passed
     assert asleep_throughout.detail.endswith("0 at K > 0 and 100 at K = 0: 100 off while the drafter sleeps or catches up")
-    held = check_planned_length("auto", sampled(status(2, 5), *[status(2, 1, cause=Code.DWELL)] * 3), SENT)
+    held = check_planned_k("auto", sampled(status(2, 5), *[status(2, 1, cause=Code.DWELL)] * 3), SENT)
     assert held.passed
     assert held.detail.endswith("1 as the table says, 3 held lower by dwell, prefill or guard")
 
 
 def test_measuring_counts_as_following_the_plan() -> None:
     sent = {"r1": [settings(1, segment=3)]}
-    assert check_planned_length("auto", sampled(status(2, 3), *asleep(1)), sent).passed
+    assert check_planned_k("auto", sampled(status(2, 3), *asleep(1)), sent).passed
 
 
 def test_settings_of_before_explain_a_length_only_until_the_engine_has_run_two_steps_under_the_newer() -> None:
     sent = {"r1": [settings(1, first_length=0), settings(2, first_length=5)]}
     stale = [status(2, 0, sequence=2, steps=steps) for steps in (10, 11)]
-    assert check_planned_length("auto", sampled(*stale), sent).passed
-    check = check_planned_length("auto", sampled(*stale, status(2, 0, sequence=2, steps=12)), sent)
+    assert check_planned_k("auto", sampled(*stale), sent).passed
+    check = check_planned_k("auto", sampled(*stale, status(2, 0, sequence=2, steps=12)), sent)
     assert not check.passed
     assert "1 below the plan for no reason that the replica gives" in check.detail
 
@@ -220,19 +220,19 @@ def test_settings_that_came_while_a_long_step_ran_leave_it_to_those_that_planned
     sent = {"r1": [settings(1, first_length=5), *(settings(number, first_length=0) for number in (2, 3, 4))]}
     before = [status(2, 5, sequence=1, steps=steps) for steps in (10, 12)]
     late = status(2, 5, sequence=4, steps=13)
-    assert check_planned_length("auto", sampled(*before, late), sent).passed
+    assert check_planned_k("auto", sampled(*before, late), sent).passed
     idle = status(0, 5, sequence=3, steps=12)
-    assert check_planned_length("auto", sampled(*before, idle, late), sent).passed
+    assert check_planned_k("auto", sampled(*before, idle, late), sent).passed
     later = status(2, 5, sequence=4, steps=14)
-    assert not check_planned_length("auto", sampled(*before, idle, later), sent).passed
+    assert not check_planned_k("auto", sampled(*before, idle, later), sent).passed
 
 
 def test_planned_lengths_fail_where_half_of_the_samples_or_all_are_unknown() -> None:
     known, unknown = status(2, 5), status(2, 5, sequence=9)
-    assert check_planned_length("auto", sampled(known, known, unknown), SENT).passed
-    assert not check_planned_length("auto", sampled(known, unknown), SENT).passed
-    assert not check_planned_length("auto", sampled(known), {}).passed
-    assert not check_planned_length("auto", [], SENT).passed
+    assert check_planned_k("auto", sampled(known, known, unknown), SENT).passed
+    assert not check_planned_k("auto", sampled(known, unknown), SENT).passed
+    assert not check_planned_k("auto", sampled(known), {}).passed
+    assert not check_planned_k("auto", [], SENT).passed
 
 
 def test_the_run_fails_where_any_replica_was_ever_steered_less_than_fully() -> None:
@@ -253,19 +253,17 @@ def test_only_replicas_that_decode_steered_in_the_mode_are_sampled() -> None:
         sample(4.0, "off", status(2, 5)),
         StatusSample(time_s=5.0, mode="auto", error="away"),
     ]
-    assert not check_planned_length("auto", others, SENT).passed
+    assert not check_planned_k("auto", others, SENT).passed
 
 
 def test_a_fixed_mode_runs_every_step_at_its_length() -> None:
     before = sample(1.0, "pin=5", replica("r1", totals(0, 40), totals(5, 2)))
-    assert check_fixed_length(
-        Mode.parse("pin=5"), [before, sample(9.0, "pin=5", replica("r1", totals(0, 40), totals(5, 30)))]
-    ).passed
+    assert check_fixed_k(Mode.parse("pin=5"), [before, sample(9.0, "pin=5", replica("r1", totals(0, 40), totals(5, 30)))]).passed
     slipped = sample(9.0, "pin=5", replica("r1", totals(0, 41), totals(5, 30)))
-    failed = check_fixed_length(Mode.parse("pin=5"), [before, slipped])
+    failed = check_fixed_k(Mode.parse("pin=5"), [before, slipped])
     assert (failed.passed, failed.detail) == (False, "1 steps at K=0, 28 steps at K=5")
-    assert not check_fixed_length(Mode.parse("off"), [before, slipped]).passed
-    assert not check_fixed_length(Mode.parse("off"), []).passed
+    assert not check_fixed_k(Mode.parse("off"), [before, slipped]).passed
+    assert not check_fixed_k(Mode.parse("off"), []).passed
 
 
 def test_steps_before_a_drafter_is_back_are_told_and_those_of_one_that_never_is_fail() -> None:
@@ -275,21 +273,21 @@ def test_steps_before_a_drafter_is_back_are_told_and_those_of_one_that_never_is_
     comes = sample(2.0, "pin=5", replica("r1", totals(0, 42), at_five).model_copy(update=asleep))
     is_back = sample(3.0, "pin=5", replica("r1", totals(0, 43), totals(5, 3)))
     end = sample(9.0, "pin=5", replica("r1", totals(0, 43), totals(5, 9)))
-    found = check_fixed_length(mode, [begin, comes, is_back, end])
+    found = check_fixed_k(mode, [begin, comes, is_back, end])
     assert (found.passed, found.detail) == (True, "6 steps at K=5; 4 before the drafters were back")
     slipped = sample(9.0, "pin=5", replica("r1", totals(0, 44), totals(5, 9)))
-    assert not check_fixed_length(mode, [begin, comes, is_back, slipped]).passed
-    never = check_fixed_length(mode, [begin, comes])
+    assert not check_fixed_k(mode, [begin, comes, is_back, slipped]).passed
+    never = check_fixed_k(mode, [begin, comes])
     assert (never.passed, never.detail) == (False, "no step was counted; 2 on engines whose drafter was never back")
 
 
 def test_off_runs_every_step_without_drafts_up_to_its_last_sample() -> None:
     times = (1.0, 5.0, 9.0)
     calm = [sample(time_s, "off", replica("r1", totals(0, 40 + int(time_s)))) for time_s in times]
-    assert check_fixed_length(Mode.parse("off"), calm).detail == "8 steps at K=0"
-    assert check_fixed_length(Mode.parse("off"), calm).passed
+    assert check_fixed_k(Mode.parse("off"), calm).detail == "8 steps at K=0"
+    assert check_fixed_k(Mode.parse("off"), calm).passed
     slipped = [*calm[:2], sample(9.0, "off", replica("r1", totals(0, 49), totals(1, 1)))]
-    assert not check_fixed_length(Mode.parse("off"), slipped).passed
+    assert not check_fixed_k(Mode.parse("off"), slipped).passed
 
 
 def test_every_arrival_of_every_mode_has_a_row_and_none_failed() -> None:

@@ -17,7 +17,7 @@ from nightjar.loadtests.arms.samples import (
     StatusSample,
     acceptance_rate,
     all_work,
-    mean_length,
+    mean_k,
     read_samples,
     seconds_per_token,
     share_off,
@@ -51,7 +51,7 @@ def test_work_between_two_moments_is_the_difference_of_cumulative_counts_over_al
     work = EngineHistory(SAMPLES).work(99.0, 121.5)
     assert {length: one.steps for length, one in work.items()} == {0: 54, 5: 20}
     assert all_work(work).generated_tokens == 54 + 80
-    assert mean_length(work) == pytest.approx(100 / 74)
+    assert mean_k(work) == pytest.approx(100 / 74)
     assert share_off(work) == pytest.approx(54 / 74)
     assert seconds_per_token(work) == pytest.approx(7.4 / 134)
     assert acceptance_rate(work) == pytest.approx(60 / 100)
@@ -79,7 +79,7 @@ def test_a_replaced_engine_starts_from_zero() -> None:
 
 def test_without_work_there_is_nothing_to_divide_by() -> None:
     work = EngineHistory(SAMPLES).work(99.0, 99.5)
-    assert (dict(work), mean_length(work), share_off(work), seconds_per_token(work), acceptance_rate(work)) == (
+    assert (dict(work), mean_k(work), share_off(work), seconds_per_token(work), acceptance_rate(work)) == (
         {},
         None,
         None,

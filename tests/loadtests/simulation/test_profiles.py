@@ -84,7 +84,7 @@ def test_tokens_a_second_of_the_dspark_profile_are_the_published_ones(rows: int,
     assert [nominal.goodput(rows, 7), rows / step_cost(profile).seconds(rows, 0.0, 0, draft="dormant")] == pytest.approx(
         [drafting, off], rel=1e-3
     )
-    assert nominal.best_length(rows) == (7 if drafting > off else 0)
+    assert nominal.best_k(rows) == (7 if drafting > off else 0)
 
 
 def test_acceptance_of_the_published_eagle3_head_adds_up_to_the_published_lengths() -> None:

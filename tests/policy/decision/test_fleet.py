@@ -24,14 +24,14 @@ from nightjar.policy.wire.operator import PLANNER_NAMES, OperatorSettings, parse
 from nightjar.policy.wire.record import MAX_RECORD_BYTES, WireError
 from nightjar.policy.wire.report import EngineLoad, EngineSnapshot
 from nightjar.policy.words import in_words
-from tests.policy.engines import AUTO, KEY, Fleet, Replica, best_length, table
+from tests.policy.engines import AUTO, KEY, Fleet, Replica, best_k, table
 
 
 @pytest.mark.parametrize("batch", [1, 16, 64, 256])
 def test_two_replicas_find_the_best_length_of_a_measured_engine(batch: int) -> None:
     fleet = Fleet([Replica("a", batch), Replica("b", batch)])
     fleet.run(8.0)
-    assert fleet.planned(batch) == best_length(batch)
+    assert fleet.planned(batch) == best_k(batch)
     assert not fleet.refusals
 
 
@@ -44,7 +44,7 @@ def test_a_fleet_whose_load_moves_learns_each_batch_and_needs_no_second_calibrat
     for batch in (256, 64, 16, 1):
         fleet.replicas[0].batch = fleet.replicas[1].batch = batch
         fleet.run(4.0)
-        assert fleet.planned(batch) == best_length(batch)
+        assert fleet.planned(batch) == best_k(batch)
     assert fleet.dealt == dealt
     assert len({(first, length) for _, first, length in dealt.values()}) == len(dealt), "a cell was measured twice"
 
@@ -69,7 +69,7 @@ def test_a_newcomer_in_a_warm_group_runs_the_plan_at_once_and_measures_nothing()
     dealt = len(fleet.dealt)
     fleet.replicas = [*fleet.replicas, Replica("c", now_s=fleet.now_s)]
     fleet.run(3.0)
-    assert fleet.replicas[2].length == best_length(1)
+    assert fleet.replicas[2].length == best_k(1)
     assert len(fleet.dealt) == dealt
 
 
@@ -83,7 +83,7 @@ def test_a_lost_segment_is_dealt_to_another_replica_under_a_new_id() -> None:
     fleet.replicas[0].batch = 1
     fleet.run(60.0, period_s=1.0)
     assert max(fleet.dealt) > first
-    assert fleet.planned(1) == best_length(1)
+    assert fleet.planned(1) == best_k(1)
 
 
 def test_no_replica_holds_more_than_two_segments_and_no_cell_lies_with_two_replicas_of_a_pair() -> None:
@@ -151,7 +151,7 @@ def test_replicas_that_serve_plainly_have_no_counters_and_so_no_part_in_the_quor
         for replica in plain:
             fleet.observe(replica.report(serving_plainly="engine_kwargs set scheduler_cls themselves"))
         fleet.run(0.5)
-    assert fleet.planned(16) == best_length(16)
+    assert fleet.planned(16) == best_k(16)
     (group,) = fleet.state.groups.values()
     assert group.evidence.cells
 
@@ -165,7 +165,7 @@ def test_engines_that_failed_open_count_no_steps_and_so_have_no_part_in_the_quor
         fleet.run(0.5)
         assert set(fleet.decisions) == {"a", "b", "c", "d"}
         assert not any(table(fleet.decisions[replica.replica_id]).segments for replica in failed)
-    assert fleet.planned(16) == best_length(16)
+    assert fleet.planned(16) == best_k(16)
     _, replicas = fleet_status(fleet.state, fleet.decisions, fleet.now_s)
     assert [replica.replica_id for replica in replicas] == ["a", "b", "c", "d"]
 
@@ -222,7 +222,7 @@ def test_a_silent_replica_is_dropped_after_its_timeout_and_what_the_group_learne
     fleet.decide()
     assert not fleet.decisions
     assert not fleet.state.replicas
-    assert fleet.planned(1) == best_length(1)
+    assert fleet.planned(1) == best_k(1)
 
 
 def test_what_was_learned_survives_a_restart_through_the_wire() -> None:
@@ -233,7 +233,7 @@ def test_what_was_learned_survives_a_restart_through_the_wire() -> None:
     assert learned(restored) == tables
     warm = Fleet([Replica("c")], state=restored)
     warm.run(2.0)
-    assert warm.planned(1) == best_length(1)
+    assert warm.planned(1) == best_k(1)
     assert not warm.dealt
     assert restored.next_segment_id > max(fleet.dealt)
 
@@ -264,7 +264,7 @@ def test_a_fleet_that_forgot_measures_again_learns_no_step_twice_and_keeps_its_l
     assert sum(cell.steps for cell in known.cells) < sum(
         replica.counters.snapshot("engine-1").step_count for replica in fleet.replicas
     )
-    assert [fleet.planned(batch) for batch in (16, 64)] == [best_length(batch) for batch in (16, 64)]
+    assert [fleet.planned(batch) for batch in (16, 64)] == [best_k(batch) for batch in (16, 64)]
 
 
 def test_a_policy_that_remembers_counts_no_history_again_and_all_that_engines_do_from_then_on() -> None:
@@ -403,6 +403,6 @@ def test_every_length_is_legal_and_off_is_always_among_the_allowed(
     assert 0 in decisions["a"].allowed_num_speculative_tokens
     assert max(lengths) <= maximum
     if chosen.mode.kind == "auto" and chosen.allowed_num_speculative_tokens is not None:
-        assert lengths <= set(chosen.arms(maximum))
+        assert lengths <= set(chosen.runnable_ks(maximum))
     if chosen.mode.kind == "auto" and tiers:
         assert lengths <= {0, *tiers}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
-from nightjar.policy.evidence.doubt import BEYOND, MEASURED, MEASURED_STEPS, UNMEASURED, measured_arms, told_deviation
+from nightjar.policy.evidence.doubt import BEYOND, MEASURED, MEASURED_STEPS, UNMEASURED, measured_ks, told_deviation
 from nightjar.policy.planners.base import GroupView
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import GroupKey
@@ -24,7 +24,7 @@ def seen(*cells: tuple[int, int], steps: float = 200.0) -> Evidence:
 
 def told(*cells: tuple[int, int]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Over four buckets, of a model that is sure of everything."""
-    return told_deviation(np.zeros((4, len(ARMS), len(ARMS))), measured_arms(seen(*cells), ARMS, 4))
+    return told_deviation(np.zeros((4, len(ARMS), len(ARMS))), measured_ks(seen(*cells), ARMS, 4))
 
 
 def test_a_gain_between_two_measured_k_is_as_sure_as_the_model_but_for_what_it_smooths() -> None:
@@ -49,8 +49,8 @@ def test_a_k_gains_nothing_over_itself_without_any_doubt() -> None:
 
 
 def test_a_few_steps_are_no_measurement() -> None:
-    assert not measured_arms(seen((0, 0), steps=MEASURED_STEPS - 1.0), ARMS, 4).any()
-    assert measured_arms(seen((0, 0), (9, 0), (0, 4), steps=MEASURED_STEPS), ARMS, 4).sum() == 1, "others are no arms or no buckets"
+    assert not measured_ks(seen((0, 0), steps=MEASURED_STEPS - 1.0), ARMS, 4).any()
+    assert measured_ks(seen((0, 0), (9, 0), (0, 4), steps=MEASURED_STEPS), ARMS, 4).sum() == 1, "others are no arms or no buckets"
 
 
 @given(st.sets(st.tuples(st.integers(0, 5), st.sampled_from(ARMS)), max_size=12), st.floats(1.0, 500.0))

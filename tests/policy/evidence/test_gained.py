@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
-from nightjar.policy.evidence.gained import LEAST_STEPS, MOST_DEVIATION, Gained, Spent, gained, measured
+from nightjar.policy.evidence.doubt import MEASURED_STEPS
+from nightjar.policy.evidence.gained import MOST_DEVIATION, Gained, Spent, gained, measured
 from nightjar.policy.evidence.goodput import GoodputModel
 
 
@@ -77,7 +78,7 @@ def test_an_estimate_that_cannot_be_gives_no_number(wild: float) -> None:
 
 
 def test_a_former_k_that_ran_for_a_few_steps_or_elsewhere_alone_is_not_measured() -> None:
-    few, many = CellEvidence(LEAST_STEPS - 1.0, -1.0, 8.0), CellEvidence(LEAST_STEPS, -1.0, 8.0)
+    few, many = CellEvidence(MEASURED_STEPS - 1.0, -1.0, 8.0), CellEvidence(MEASURED_STEPS, -1.0, 8.0)
     evidence = Evidence(cells={Cell(0, 0): few, Cell(1, 1): many, Cell(2, 3): many})
     assert measured(evidence, {Cell(2, 3)}) == {1}
     assert gained(Spent(0.0, 10.0, 0.0, {Cell(0, 5): 10.0}), model(TWICE_AND_HALF), 0, measured(evidence, ())) is None

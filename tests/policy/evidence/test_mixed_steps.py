@@ -22,7 +22,7 @@ from nightjar.policy.state import FleetState
 from nightjar.policy.step.counters import StepCount, StepCounters
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
 from nightjar.policy.wire.report import CellCounters, Counters, LoadReport
-from nightjar.policy.wire.settings import length_at
+from nightjar.policy.wire.settings import k_at
 from nightjar.policy.words import in_words
 from tests.policy.engines import AUTO, KEY, Replica
 
@@ -112,12 +112,12 @@ def test_off_runs_beside_prefill_where_verifying_there_costs_more_than_it_saves_
     model = view.goodput_model()
     plan = fleet_plan(view, model)
     assert plan.num_speculative_tokens(32) > 0
-    assert length_at(plan.mixed_rows, 32) == 0
+    assert k_at(plan.mixed_rows, 32) == 0
     assert "beside prefill off costs less" in in_words(plan.causes(32))
     asleep = replace(view, drafter_sleeps=True)
     its_plan = fleet_plan(asleep, asleep.goodput_model())
     for batch in range(1, KEY.max_num_seqs + 1):
-        assert (length_at(its_plan.mixed_rows or its_plan.rows, batch) > 0) == (its_plan.num_speculative_tokens(batch) > 0)
+        assert (k_at(its_plan.mixed_rows or its_plan.rows, batch) > 0) == (its_plan.num_speculative_tokens(batch) > 0)
 
 
 def test_a_change_beside_prefill_that_saves_next_to_nothing_is_not_made() -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from nightjar.policy.evidence.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence, table_of
 from nightjar.policy.evidence.contributions import NewEvidence, steps_at
-from nightjar.policy.evidence.pooling import LEAST_STEPS, MOST_EFFECT
-from nightjar.policy.evidence.robust import agreeing, capped_weights, weighted_median
+from nightjar.policy.evidence.pooling import MOST_EFFECT
+from nightjar.policy.evidence.robust import LEAST_STEPS, agreeing, capped_weights, weighted_median
 from tests.policy.evidence.group_of import CELL, Group, measured
 
 weights = st.lists(st.floats(0.1, 1e6), min_size=3, max_size=20)

@@ -12,7 +12,7 @@ from nightjar.policy.decision.fleet import decide
 from nightjar.policy.evidence.cells import Cell
 from nightjar.policy.operator.freeze import Freeze, HeldPlan
 from nightjar.policy.operator.overrides import ModeOverride
-from nightjar.policy.planners.base import GroupPlan, one_length, rows_of
+from nightjar.policy.planners.base import GroupPlan, one_k, rows_of
 from nightjar.policy.state import FleetState, GroupState, learned, with_learned
 from nightjar.policy.status.explanation import explain
 from nightjar.policy.wire.cause import Code, because
@@ -20,7 +20,7 @@ from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.settings import Local, Table
 from nightjar.policy.words import in_words
-from tests.policy.engines import AUTO, KEY, Fleet, Replica, best_length, table
+from tests.policy.engines import AUTO, KEY, Fleet, Replica, best_k, table
 from tests.policy.restarting import Policy, RestartingReplica
 
 NO_DRAFT_IS_ACCEPTED = (0.0, 0.0, 0.0, 0.0, 0.0)
@@ -41,7 +41,7 @@ def warm_fleet() -> Fleet:
     """Two replicas that have found K = 3 at batch 1."""
     fleet = Fleet([Replica("a"), Replica("b")])
     fleet.run(8.0)
-    assert fleet.planned(1) == best_length(1) == 3
+    assert fleet.planned(1) == best_k(1) == 3
     return fleet
 
 
@@ -205,7 +205,7 @@ def test_explain_says_since_when_by_whom_and_for_how_long() -> None:
 def test_whatever_happens_to_a_frozen_fleet_its_tables_stay(length: int, events: list[str]) -> None:
     fleet = Fleet([Replica("a", 4), Replica("b", 4)])
     fleet.run(1.0)
-    plan = GroupPlan(one_length(length, KEY.max_num_seqs), (because(Code.OTHER, "held"),))
+    plan = GroupPlan(one_k(length, KEY.max_num_seqs), (because(Code.OTHER, "held"),))
     fleet.state = replace(
         fleet.state, freeze=Freeze(since_s=fleet.now_s, plans={name: HeldPlan.of(plan, "fleet") for name in fleet.state.groups})
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nightjar.policy.evidence.cells import MOSTLY_MIXED, Cell, Evidence
 from nightjar.policy.evidence.mixed_steps import MixedShare, share_of_steps
-from nightjar.policy.planners.base import GroupView, present_arms
+from nightjar.policy.planners.base import GroupView, present_indices
 from nightjar.policy.planners.calibration import Measurement, measurements
 from nightjar.policy.planners.fleet import fleet_plan
 from tests.policy.engines import AUTO, KEY
@@ -23,7 +23,7 @@ MOSTLY = st.floats(MOSTLY_MIXED, 1.0, exclude_min=True)
 def wanted(known: Evidence) -> list[Measurement]:
     view = GroupView(KEY, AUTO, known)
     model = view.goodput_model()
-    planned = present_arms(view.with_plan(fleet_plan(view, model)))
+    planned = present_indices(view.with_plan(fleet_plan(view, model)))
     return [one for found in measurements(view, model, planned).values() for one in found]
 
 
@@ -61,7 +61,7 @@ def test_a_length_that_ran_beside_prefill_for_one_measurement_is_not_tried_for_t
 
 def test_plans_go_by_what_ran_beside_prefill_only_where_most_steps_have_it() -> None:
     one_ran = known_of((5,), ARMS, 0.0)
-    assert (one_ran.only_length, replace(one_ran, mixed_share_of_steps=1.0).only_length) == (5, None)
+    assert (one_ran.only_k, replace(one_ran, mixed_share_of_steps=1.0).only_k) == (5, None)
 
 
 @given(st.lists(st.floats(0.0, 1.0), min_size=3, max_size=9))

@@ -12,7 +12,7 @@ from nightjar.policy.evidence.cells import Evidence
 from nightjar.policy.planners.base import GroupView
 from nightjar.policy.planners.estimates import OTHER_DEVIATIONS, own_evidence
 from nightjar.policy.words import in_words
-from tests.policy.engines import ACCEPTANCE, AUTO, KEY, Fleet, Replica, best_length
+from tests.policy.engines import ACCEPTANCE, AUTO, KEY, Fleet, Replica, best_k
 
 HARD = tuple(0.2 * share for share in ACCEPTANCE)
 
@@ -23,7 +23,7 @@ def test_a_replica_whose_prompts_are_hard_to_draft_for_stops_and_its_group_goes_
     own = fleet.state.replicas["hard"].own
     assert own is not None
     assert own.plan.num_speculative_tokens(16) == 0
-    assert fleet.planned(16) == best_length(16)
+    assert fleet.planned(16) == best_k(16)
     assert in_words(fleet.decisions["hard"].causes).endswith("(its own evidence)")
 
 
@@ -68,7 +68,7 @@ def test_who_plans_for_itself_goes_on_where_nobody_would_begin() -> None:
 def test_inv_10_a_replica_that_lies_about_acceptance_plans_for_itself_alone() -> None:
     fleet = Fleet([Replica("liar", 16, acceptance=(1.0,) * 5), *(Replica(f"r{number}", 16) for number in range(7))])
     fleet.run(20.0)
-    assert fleet.planned(16) == best_length(16)
+    assert fleet.planned(16) == best_k(16)
     assert fleet.state.replicas["liar"].own is not None
     assert all(fleet.state.replicas[f"r{number}"].own is None for number in range(7))
 

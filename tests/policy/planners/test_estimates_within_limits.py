@@ -86,6 +86,6 @@ def test_whatever_is_known_a_replicas_limit_keeps_the_groups_k_or_takes_one_that
     off_is_known = any(arm == 0 for _, arm in seconds)
     for bucket in seen(evidence).buckets:
         runs, planned = (one.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]) for one in (plan, group))
-        assert (model.allowed if off_is_known else model.may_be_tried)[bucket, model.arms.index(runs)]
-        if model.allowed[bucket, model.arms.index(planned)]:
+        assert (model.allowed if off_is_known else model.may_be_tried)[bucket, model.ks.index(runs)]
+        if model.allowed[bucket, model.ks.index(planned)]:
             assert runs == planned

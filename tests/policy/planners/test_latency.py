@@ -28,7 +28,7 @@ from nightjar.policy.planners.calibration import measurements
 from nightjar.policy.planners.fleet import all_reasons, causes_at, fleet_plan
 from nightjar.policy.planners.latency import (
     MARGIN,
-    ArmPair,
+    IndexPair,
     _best,
     choose_for_latency,
     saved_request_seconds,
@@ -37,7 +37,7 @@ from nightjar.policy.planners.latency import (
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES
 from nightjar.policy.wire.cause import Code
 from nightjar.policy.wire.operator import Objective
-from nightjar.policy.wire.settings import length_at
+from nightjar.policy.wire.settings import k_at
 from nightjar.policy.words import in_words, speculation
 from tests.policy.engines import AUTO, KEY
 from tests.policy.evidence.test_mixed_steps import evidence, mixed_cells
@@ -257,7 +257,7 @@ def plan_for(view: GroupView) -> GroupPlan:
 def lengths(view: GroupView) -> tuple[int, int]:
     """K of pure decode steps and beside prefill."""
     plan, batch = plan_for(view), FIRST_BATCH_SIZES[BUCKET]
-    return length_at(plan.rows, batch), length_at(plan.mixed_rows or plan.rows, batch)
+    return k_at(plan.rows, batch), k_at(plan.mixed_rows or plan.rows, batch)
 
 
 @pytest.mark.parametrize("drafter_sleeps", [True, False])
@@ -348,7 +348,7 @@ def test_the_reason_says_what_the_other_objective_would_run_where_that_differs(o
 def test_what_latency_would_run_is_worked_out_once_and_where_somebody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def counted(*what: Any, **how: Any) -> ArmPair | None:
+    def counted(*what: Any, **how: Any) -> IndexPair | None:
         asked.append(what)
         return choose_for_latency(*what, **how)
 
@@ -388,7 +388,7 @@ def test_drafts_beyond_the_end_of_short_answers_are_not_worth_their_time() -> No
 def test_what_runs_stays_where_no_other_k_saves_enough(share: float, runs: int) -> None:
     saved = np.full((1, 3, 3), -np.inf)
     saved[0, 1, 1], saved[0, 2, 2] = 0.0, share * MARGIN * 5.0
-    chosen = _best(saved, ArmPair(np.array([1]), np.array([1])), np.array([5.0]))
+    chosen = _best(saved, IndexPair(np.array([1]), np.array([1])), np.array([5.0]))
     assert (chosen.pure.tolist(), chosen.mixed.tolist()) == ([runs], [runs])
 
 
@@ -414,9 +414,9 @@ def test_whoever_waits_the_plan_keeps_the_limit_and_wakes_no_drafter_between_two
     plan = fleet_plan(view, model)
     for bucket in view.buckets:
         batch = FIRST_BATCH_SIZES[bucket]
-        pure, mixed = (length_at(rows, batch) for rows in (plan.rows, plan.mixed_rows or plan.rows))
-        assert model.allowed[bucket, model.arms.index(pure)]
-        assert model.allowed[bucket, model.arms.index(mixed)]
+        pure, mixed = (k_at(rows, batch) for rows in (plan.rows, plan.mixed_rows or plan.rows))
+        assert model.allowed[bucket, model.ks.index(pure)]
+        assert model.allowed[bucket, model.ks.index(mixed)]
         assert not (mixed and not pure)
         if drafter_sleeps:
             assert bool(pure) is bool(mixed)

@@ -17,7 +17,7 @@ from nightjar.policy.planners.calibration import measurements
 from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.words import in_words
-from tests.policy.engines import Fleet, Replica, best_length
+from tests.policy.engines import Fleet, Replica, best_k
 
 SETTINGS = parse_operator_settings({"mode": "auto", "allowed_num_speculative_tokens": (0, 1, 3, 5), "dwell_steps": 3})
 """Unlike those of other tests: what one plans of a group of whom nothing is known is remembered by its settings."""
@@ -25,7 +25,7 @@ SETTINGS = parse_operator_settings({"mode": "auto", "allowed_num_speculative_tok
 
 def boldest(view: GroupView, model: GoodputModel) -> GroupPlan:
     """The K that is expected to give most, whatever the doubt."""
-    rows = rows_of([model.arms[arm] for arm in np.argmax(model.log_goodput, axis=1)], view.key.max_num_seqs)
+    rows = rows_of([model.ks[arm] for arm in np.argmax(model.log_goodput, axis=1)], view.key.max_num_seqs)
     return GroupPlan(rows, reasons=tuple((because(Code.OTHER, "boldly"),) for _ in view.buckets))
 
 
@@ -37,8 +37,8 @@ def bold(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_steers_engines_and_is_given_what_it_wants_measured() -> None:
     fleet = Fleet([Replica(f"r{number}", 16) for number in range(3)], SETTINGS)
     fleet.run(20.0)
-    assert fleet.planned(16) == best_length(16)
-    assert all(replica.length == best_length(16) for replica in fleet.replicas)
+    assert fleet.planned(16) == best_k(16)
+    assert all(replica.length == best_k(16) for replica in fleet.replicas)
     assert fleet.dealt, "what it asked to measure was dealt out"
     (group,) = fleet.state.groups.values()
     assert group.plan is not None

@@ -15,7 +15,7 @@ from nightjar.policy.evidence.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
 from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.planners import LEARNING_PLANNERS, LOCAL_PLANNERS, PLANNERS
-from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms
+from nightjar.policy.planners.base import GroupPlan, GroupView, present_indices
 from nightjar.policy.planners.calibration import measurements
 from nightjar.policy.planners.fleet import choose, fleet_plan
 from nightjar.policy.wire.batch_buckets import batch_bucket, buckets_up_to
@@ -206,7 +206,7 @@ def test_a_plan_is_a_legal_table_and_never_predicted_below_off(
 def wanted(evidence: Evidence, batch: int = 1, now_s: float = 0.0, replicas: int = 1) -> set[int]:
     view = GroupView(KEY, SETTINGS, evidence, now_s=now_s, replicas=replicas)
     model = view.goodput_model()
-    planned = present_arms(view.with_plan(fleet_plan(view, view.goodput_model())))
+    planned = present_indices(view.with_plan(fleet_plan(view, view.goodput_model())))
     return {one.cell[1] for one in measurements(view, model, planned).get(batch_bucket(batch), ())}
 
 
@@ -301,10 +301,10 @@ def test_acceptance_never_rises_with_the_position_and_stays_a_probability(counts
 
 
 def _model(gains_over_off: tuple[float, ...], deviation: float) -> GoodputModel:
-    """One bucket, arms 0, 2 and 5, of log goodput above off with independent doubt; off itself is known."""
+    """One bucket, K 0, 2 and 5, of log goodput above off with independent doubt; off itself is known."""
     deviations = np.array([0.0, deviation, deviation])
     return GoodputModel(
-        arms=(0, 2, 5),
+        ks=(0, 2, 5),
         log_goodput=np.array([[0.0, *gains_over_off]]),
         covariance=np.diag(deviations**2)[None],
         rows=np.array([4.0]),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
-from nightjar.policy.planners.base import GroupPlan, GroupView, present_arms
+from nightjar.policy.planners.base import GroupPlan, GroupView, present_indices
 from nightjar.policy.planners.calibration import measurements
 from nightjar.policy.planners.fleet import fleet_plan
 from nightjar.policy.wire.batch_buckets import batch_bucket
@@ -99,14 +99,14 @@ def test_whatever_is_known_nothing_beyond_the_limit_is_planned_or_measured(
     seen = view(known(seconds, steps=steps), max_step_ms)
     model = seen.goodput_model()
     plan = fleet_plan(seen, model)
-    chosen = present_arms(seen.with_plan(plan))
+    chosen = present_indices(seen.with_plan(plan))
     off_is_known = any(arm == 0 for _, arm in seconds)
     assert model.limit is not None
     planned_s = (model.limit.most_step_s if off_is_known else model.limit.expected_step_s)[np.arange(len(chosen)), chosen]
     assert (planned_s[chosen > 0] <= max_step_ms / 1e3).all(), "beyond doubt, once off was measured"
     for bucket, wanted in measurements(seen, model, chosen).items():
         for one in wanted:
-            arm = model.arms.index(one.cell[1])
+            arm = model.ks.index(one.cell[1])
             assert arm == 0 or model.limit.expected_step_s[bucket, arm] <= max_step_ms / 1e3
 
 

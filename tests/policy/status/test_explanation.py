@@ -16,7 +16,7 @@ from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.report import DrafterCounters, DrafterState, EngineLoad, EngineSnapshot, RestartWish
 from nightjar.policy.wire.settings import SettingsVersion
-from tests.policy.engines import AUTO, KEY, Fleet, Replica, best_length
+from tests.policy.engines import AUTO, KEY, Fleet, Replica, best_k
 
 LEARNED = Fleet([Replica("chat#r1", batch=4), Replica("chat#r2", batch=4)])
 LEARNED.run(30.0)
@@ -48,7 +48,7 @@ def test_the_plan_decides_where_nobody_else_does_and_says_what_it_predicts() -> 
     explained = of(load=load(runs=3, planned=3), causes=(because(Code.PLAN),))
     assert explained.decided_by == "planner fleet"
     assert explained.summary.startswith("K=3 at decode batch 4: batch 4-5: K=3 gives ")
-    assert explained.planned_num_speculative_tokens == best_length(4) == 3
+    assert explained.planned_num_speculative_tokens == best_k(4) == 3
     assert words(explained, "mode") == "mode auto set by the settings"
 
 

@@ -19,7 +19,7 @@ from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings, parse_operator_settings
 from nightjar.policy.wire.report import SteeringLevel
 from nightjar.policy.wire.status import GroupStatus, ReplicaStatus
-from tests.policy.engines import ACCEPTANCE, KEY, MAX_NUM_SEQS, Fleet, Replica, best_length, step_seconds
+from tests.policy.engines import ACCEPTANCE, KEY, MAX_NUM_SEQS, Fleet, Replica, best_k, step_seconds
 from tests.policy.restarting import LAG_TOKENS, Policy, RestartingReplica
 
 
@@ -73,7 +73,7 @@ def test_a_group_says_what_it_gained_over_off_and_over_the_engines_own_k_since_i
     own, off = group.gained
     assert (own.num_speculative_tokens, off.num_speculative_tokens) == (KEY.max_num_speculative_tokens, 0)
     for one in group.gained:
-        ran = best_length(16)
+        ran = best_k(16)
         true = 1.0 - true_goodput(16, one.num_speculative_tokens) / true_goodput(16, ran)
         assert one.low is not None
         assert one.share is not None

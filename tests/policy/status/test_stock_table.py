@@ -26,7 +26,7 @@ from nightjar.policy.status.stock_table import (
 )
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range, buckets_up_to
 from nightjar.policy.wire.report import GroupKey
-from tests.policy.engines import ACCEPTANCE, AUTO, KEY, MAX_NUM_SEQS, best_length, step_seconds
+from tests.policy.engines import ACCEPTANCE, AUTO, KEY, MAX_NUM_SEQS, best_k, step_seconds
 
 NGRAM = KEY.model_copy(update={"drafter_kind": "ngram"})
 ROWS = 1e5
@@ -73,7 +73,7 @@ def k_at(table: StockTable, requests: int) -> int:
 
 def test_where_vllm_pays_what_we_pay_the_table_is_the_plan_and_loses_nothing() -> None:
     table = table_of(evidence())
-    assert [k_at(table, batch) for batch in (1, 16, 64, 256)] == [best_length(batch) for batch in (1, 16, 64, 256)]
+    assert [k_at(table, batch) for batch in (1, 16, 64, 256)] == [best_k(batch) for batch in (1, 16, 64, 256)]
     assert table.lost is not None
     assert table.lost.share == pytest.approx(0.0, abs=1e-6)
     assert table.lost.low <= table.lost.share <= table.lost.high

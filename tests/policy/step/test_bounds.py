@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.step.steering import allowed_lengths, bound, hold
+from nightjar.policy.step.steering import allowed_ks, bound, hold
 
 LENGTHS = st.integers(0, 32)
 
 
 @given(st.lists(LENGTHS, max_size=33), st.integers(0, 32))
 def test_allowed_lengths_ascend_from_off_to_at_most_the_engines_maximum(wished: list[int], maximum: int) -> None:
-    allowed = allowed_lengths(wished, maximum)
+    allowed = allowed_ks(wished, maximum)
     assert allowed[0] == 0
     assert list(allowed) == sorted(set(allowed))
     assert allowed[-1] <= maximum
@@ -20,12 +20,12 @@ def test_allowed_lengths_ascend_from_off_to_at_most_the_engines_maximum(wished: 
 
 
 def test_the_engines_maximum_itself_may_run() -> None:
-    assert allowed_lengths([1, 5, 6], 5) == (0, 1, 5)
+    assert allowed_ks([1, 5, 6], 5) == (0, 1, 5)
 
 
 @given(LENGTHS, st.lists(LENGTHS), st.integers(0, 32))
 def test_a_bound_length_is_the_highest_allowed_up_to_the_proposal(proposed: int, wished: list[int], maximum: int) -> None:
-    allowed = allowed_lengths(wished, maximum)
+    allowed = allowed_ks(wished, maximum)
     bounded = bound(proposed, allowed)
     assert bounded in allowed
     assert bounded <= proposed

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nightjar.policy.step.steering import Steering
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.settings import ExplorationSegment, OffStep, SettingsVersion, Table, length_at
+from nightjar.policy.wire.settings import ExplorationSegment, OffStep, SettingsVersion, Table, k_at
 from nightjar.policy.words import in_words
 from tests.policy.step.steering_settings import MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS, local_plan, segment, settings, table
 
@@ -92,7 +92,7 @@ def test_between_the_two_lengths_of_a_batch_a_change_waits_for_nothing(
     steering.adopt(settings(plan, allowed=tuple(range(MAX_NUM_SPECULATIVE_TOKENS + 1)), dwell_steps=dwell), 0.0)
     chosen = [steering.choose(batch, has_prefill=True, now_s=0.0, prefill_follows=does) for does in follows]
     for length, does in zip(chosen, follows, strict=True):
-        assert length == min(length_at((mixed if does else pure).rows, batch), MAX_NUM_SPECULATIVE_TOKENS)
+        assert length == min(k_at((mixed if does else pure).rows, batch), MAX_NUM_SPECULATIVE_TOKENS)
 
 
 def test_an_engines_first_step_takes_the_plans_length_also_with_prefill_so_that_its_drafter_reads_the_prompts() -> None:

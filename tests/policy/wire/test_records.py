@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nightjar.policy.planners.base import GroupPlan
-from nightjar.policy.step.steering import lengths_by_batch
+from nightjar.policy.step.steering import ks_by_batch
 from nightjar.policy.wire.cause import Cause, Code
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import MAX_RECORD_BYTES, WireError, to_plain, without_credentials
@@ -38,7 +38,7 @@ from nightjar.policy.wire.settings import (
     SettingsVersion,
     Table,
     TableRow,
-    length_at,
+    k_at,
 )
 from nightjar.policy.wire.status import FleetStatus, PolicyStatus
 
@@ -246,8 +246,8 @@ def test_a_batch_in_a_gap_takes_the_row_before_it_one_below_all_rows_the_first_a
     batch = data.draw(st.integers(0, 4096))
     begun = [row for row in rows if row.first_batch_size <= batch]
     expected = 0 if batch > rows[-1].last_batch_size else (begun[-1] if begun else rows[0]).num_speculative_tokens
-    assert length_at(rows, batch) == expected
-    assert GroupPlan(rows).num_speculative_tokens(batch) == lengths_by_batch(Table(rows=rows), 4096)[batch] == expected
+    assert k_at(rows, batch) == expected
+    assert GroupPlan(rows).num_speculative_tokens(batch) == ks_by_batch(Table(rows=rows), 4096)[batch] == expected
 
 
 @given(groups, groups)

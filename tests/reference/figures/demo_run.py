@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from nightjar.loadtests.arms.samples import read_samples
-from nightjar.loadtests.demo.report import BIN_S, ModeRun, mean_k, mode_run
+from nightjar.loadtests.demo.report import BIN_S, ModeRun, k_over_time, mode_run
 from nightjar.loadtests.demo.summary import RunSummary
 from nightjar.loadtests.load.regimes import parse_regime
 from nightjar.loadtests.load.rows import read_rows
@@ -101,7 +101,7 @@ def _curve(run: ModeRun, summary: RunSummary) -> Curve:
         )
         for one in run.stretches
     )
-    points = ((at_s, None if length is None else round(length, 2)) for at_s, length in mean_k(run))
+    points = ((at_s, None if length is None else round(length, 2)) for at_s, length in k_over_time(run))
     return Curve(mode=run.mode, stretches=tuple(stretches), mean_k=tuple(points))
 
 

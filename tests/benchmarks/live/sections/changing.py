@@ -60,7 +60,7 @@ class Run:
         return {
             "round": self.number + 1, "arm": self.arm, "seconds": round(self.whole.seconds, 3), "tokens": self.whole.tokens,
             "tokens_by_phase": {name: phase.tokens for name, phase in zip(PHASES, self.phases, strict=True)},
-            "steps_by_phase": {name: phase.steps_by_length for name, phase in zip(PHASES, self.phases, strict=True)},
+            "steps_by_phase": {name: phase.steps_by_k for name, phase in zip(PHASES, self.phases, strict=True)},
             "idle_cpu_share": round(self.idle_cpu_share, 4),
         }  # fmt: skip
 

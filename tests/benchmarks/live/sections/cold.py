@@ -49,7 +49,7 @@ class ColdRun:
         return [Moment(at_s, lost_tokens(*_spent(first, now), speeds)) for at_s, now in self.looks]
 
     @property
-    def seconds_by_length(self) -> dict[str, float]:
+    def seconds_by_k(self) -> dict[str, float]:
         """Engine seconds at each K."""
         spent, _ = _spent(self.looks[0][1], self.looks[-1][1])
         return {f"K={length}": round(seconds, 2) for length, seconds in spent.items()}
@@ -84,11 +84,11 @@ def judge_cold(runs: Sequence[ColdRun], speeds: Mapping[int, float], seed: int) 
         steady_s = steady_from_s(moments, best_speed)
         lost[run.kind].append(moments[-1].lost_tokens)
         told = f"{moments[-1].lost_tokens:.0f} ({moments[-1].lost_tokens / best_speed:.1f} s of the best)"
-        lines.append([run.kind, str(run.number + 1), run.replica, told, f"{steady_s:.0f}", str(run.seconds_by_length)])
+        lines.append([run.kind, str(run.number + 1), run.replica, told, f"{steady_s:.0f}", str(run.seconds_by_k)])
         curves[f"{run.kind} {run.number + 1} {run.replica}"] = [(at_s, lost_now) for at_s, lost_now in moments]
         rows.append({
             "kind": run.kind, "round": run.number + 1, "replica": run.replica, "lost_tokens": round(moments[-1].lost_tokens, 1),
-            "steady_from_s": round(steady_s, 1), "seconds_by_length": run.seconds_by_length,
+            "steady_from_s": round(steady_s, 1), "seconds_by_k": run.seconds_by_k,
             "lost_by_second": [[round(at_s, 2), round(lost_now, 1)] for at_s, lost_now in moments],
         })  # fmt: skip
     is_measurable = bool(lost[ALONE]) and fmean(lost[ALONE]) > 0
@@ -131,7 +131,7 @@ def _run(player: Player, effort: Effort, kind: str, number: int, names: Sequence
 
     looks, _ = player.play(AUTO, names, deck, script)
     runs = [ColdRun(kind, number, name, _course(looks, name)) for name in names]
-    tell(f"cold, {kind}, round {number + 1}: engine seconds by K {', '.join(str(run.seconds_by_length) for run in runs)}")
+    tell(f"cold, {kind}, round {number + 1}: engine seconds by K {', '.join(str(run.seconds_by_k) for run in runs)}")
     return runs
 
 

@@ -48,7 +48,7 @@ class Segment:
         return {
             "load": self.load.name, "rows": self.load.rows, "half": self.half, "round": self.number + 1, "arm": self.arm,
             "seconds": round(self.window.seconds, 3), "tokens": self.window.tokens,
-            "steady_tokens": round(self.window.steady_tokens, 1), "steps": self.window.steps_by_length,
+            "steady_tokens": round(self.window.steady_tokens, 1), "steps": self.window.steps_by_k,
             "goodput": self.window.goodput.model_dump(exclude_none=True) if self.window.goodput else None,
         }  # fmt: skip
 
@@ -80,7 +80,7 @@ class Segments:
         )
         return matched(one, two)
 
-    def speeds_by_length(self, load: str) -> dict[int, float]:
+    def speeds_by_k(self, load: str) -> dict[int, float]:
         """Tokens per second of one replica at each static K, in the fastest of its odd rounds: who shares the machine only ever
         slows one down, at times by a third for half a minute."""
         return {length_of(arm): max(one.window.steady_speed for one in self.of(load, arm, "odd")) / len(OURS) for arm in STATIC}
@@ -97,7 +97,7 @@ def measure_steady(
         _rounds(player, segments, load, "odd", effort, STATIC, rng, tell)
         best = segments.best(load.name)
         for number in effort.lessons.numbers():
-            if len(_play(player, load, AUTO, number, tell).steps_by_length) == 1:
+            if len(_play(player, load, AUTO, number, tell).steps_by_k) == 1:
                 break
         scored = tuple(dict.fromkeys((AUTO, OFF, best, *papers)))
         for arm in papers:  # as long as the planner at most: it learns in every engine for itself
@@ -146,7 +146,7 @@ def _play(
     window = player.steady(
         arm, load.rows, deck, load.settle_s if settle_s is None else settle_s, load.measure_s if measure_s is None else measure_s
     )
-    tell(f"  {load.name}, {arm}: {window.steady_speed:.1f} tokens/s, steps {window.steps_by_length}")
+    tell(f"  {load.name}, {arm}: {window.steady_speed:.1f} tokens/s, steps {window.steps_by_k}")
     return window
 
 
@@ -220,7 +220,7 @@ def _lengths(segments: Sequence[Segment]) -> dict[str, int]:
     """Steps that ran each K."""
     counts: dict[str, int] = {}
     for segment in segments:
-        for name, steps in segment.window.steps_by_length.items():
+        for name, steps in segment.window.steps_by_k.items():
             counts[name] = counts.get(name, 0) + steps
     return dict(sorted(counts.items()))
 

@@ -104,7 +104,7 @@ def runs(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
 def _storms(replicas: int, nominal: Nominal, kind: Kind, seed: int) -> list[Cell]:
     """One kind, and the two fleets that it is held against: the same for every kind of a fall, and run once."""
     full, low = _batches(nominal, kind.fall)
-    never_off = Contestant(f"fixed-{nominal.best_length(low)}")
+    never_off = Contestant(f"fixed-{nominal.best_k(low)}")
     never_on = {"planner": OFF, **kind.fall.settings}
     cells = [
         replace(_run(replicas, nominal, kind.fall, Contestant(FLEET), seed, "", never_on, {}), planner=OFF),

@@ -44,7 +44,7 @@ def scene_of(profile: Profile, learn_s: float) -> Scene:
     """The profile's engine under the workload, with `learn_s` of hard texts before."""
     texts = Dataset(TRANSITION, Lognormal(PROMPT_TOKENS, 0.0), Lognormal(ANSWER_TOKENS, 0.0))
     nominal = nominal_of(profile, texts)
-    turn_s = REQUESTS_A_TURN * ANSWER_TOKENS / nominal.goodput(USERS, nominal.best_length(USERS))
+    turn_s = REQUESTS_A_TURN * ANSWER_TOKENS / nominal.goodput(USERS, nominal.best_k(USERS))
     whole = closed_scene(nominal, USERS, 1, learn_s + TURNS * turn_s)
     return replace(whole, load=TRANSITION, acceptance=HARD, turn_s=turn_s, measured_s=TURNS * turn_s)
 

@@ -83,7 +83,7 @@ def test_whole_patterns_are_measured_and_enough_of_them_for_sixty_requests_and_a
         assert isinstance(load, Regime)
         patterns = scene.measured_s / one_s
         rows = scene.nominal.max_rows // 4
-        steps_s = 1000 * scene.nominal.step_seconds(rows, scene.nominal.best_length(rows))
+        steps_s = 1000 * scene.nominal.step_seconds(rows, scene.nominal.best_k(rows))
         per_s = fmean(sum(1 for _ in arrival_times(load, seed)) / load.duration_s for seed in range(20))
         assert patterns == round(patterns) >= 1
         assert scene.measured_s >= steps_s
@@ -162,8 +162,8 @@ def test_more_requests_decode_at_once_the_more_arrive() -> None:
     rows = [nominal.rows_at(share * nominal.capacity) for share in (0.01, 0.1, 0.5, 0.9, 2.0)]
     assert rows == sorted(rows)
     assert rows[-1] == nominal.max_rows
-    assert nominal.best_length(1) > 0
-    assert nominal.best_length(nominal.crossover_rows) == 0
+    assert nominal.best_k(1) > 0
+    assert nominal.best_k(nominal.crossover_rows) == 0
 
 
 @pytest.mark.parametrize("name", PROFILE_NAMES)

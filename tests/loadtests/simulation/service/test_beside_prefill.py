@@ -21,7 +21,7 @@ from nightjar.policy.wire.operator import parse_operator_settings
 LENGTHS: Final = (0, 1, 2, 3, 4, 5)
 
 
-def steps_by_length() -> dict[int, int]:
+def steps_by_k() -> dict[int, int]:
     """How many steps the engine ran at each K."""
     profile = read_profile("qwen-7b-0.5b-rtx4090")
     usual = min(4000, profile.limits.num_tokens // 8)
@@ -48,6 +48,6 @@ def steps_by_length() -> dict[int, int]:
 
 
 def test_each_length_is_measured_where_hardly_a_step_is_without_prefill() -> None:
-    steps = steps_by_length()
+    steps = steps_by_k()
     assert set(steps) == set(LENGTHS)
     assert min(steps.values()) >= 8
