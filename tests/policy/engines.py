@@ -28,21 +28,21 @@ STEP_MILLISECONDS = {
     64: {0: 7.8, 1: 9.7, 3: 13.5, 5: 16.8},
     256: {0: 14.5, 1: 27.1, 3: 41.8, 5: 57.4},
 }
-"""vLLM pull request 32374, step time by batch and K: the best arms are 3, 3, 1 and 0."""
+"""vLLM pull request 32374, step time by batch and K: the best K are 3, 3, 1 and 0."""
 
 
-def step_seconds(batch: int, length: int) -> float:
+def step_seconds(batch: int, k: int) -> float:
     """The measured table, linear between its batches."""
     sizes = sorted(STEP_MILLISECONDS)
     upper = min(max(bisect_right(sizes, batch), 1), len(sizes) - 1)
     low, high = sizes[upper - 1], sizes[upper]
     share = (batch - low) / (high - low)
-    return ((1 - share) * STEP_MILLISECONDS[low][length] + share * STEP_MILLISECONDS[high][length]) / 1e3
+    return ((1 - share) * STEP_MILLISECONDS[low][k] + share * STEP_MILLISECONDS[high][k]) / 1e3
 
 
-def best_k(batch: int, lengths: Iterable[int] = (0, 1, 3, 5)) -> int:
+def best_k(batch: int, ks: Iterable[int] = (0, 1, 3, 5)) -> int:
     """Argmax of true goodput."""
-    return max(lengths, key=lambda length: (1 + sum(ACCEPTANCE[:length])) / step_seconds(batch, length))
+    return max(ks, key=lambda k: (1 + sum(ACCEPTANCE[:k])) / step_seconds(batch, k))
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Replica:
     counters: StepCounters = field(default_factory=StepCounters)
     steering: Steering = field(default_factory=lambda: Steering(max_num_speculative_tokens=5, max_num_seqs=MAX_NUM_SEQS))
     sequence: int = 0
-    length: int = 0
+    k: int = 0
     held_steps: int = 0
     now_s: float = 0.0
 
@@ -67,28 +67,28 @@ class Replica:
         """Run steps of the present batch up to a point in time."""
         while self.batch and self.now_s < now_s:
             chosen = self.steering.choose(self.batch, has_prefill=False, now_s=self.now_s)
-            length = KEY.max_num_speculative_tokens if chosen is None else chosen
-            self.held_steps = self.held_steps + 1 if length == self.length else 1
-            self.length = length
-            self.step(length, clean=self.held_steps > 2, rng=rng)
+            k = KEY.max_num_speculative_tokens if chosen is None else chosen
+            self.held_steps = self.held_steps + 1 if k == self.k else 1
+            self.k = k
+            self.step(k, clean=self.held_steps > 2, rng=rng)
         self.now_s = max(self.now_s, now_s)
 
-    def step(self, length: int, *, clean: bool, rng: random.Random) -> None:
+    def step(self, k: int, *, clean: bool, rng: random.Random) -> None:
         """Run one step and count it."""
-        kept = [0] * length
+        kept = [0] * k
         for _ in range(self.batch):
             luck = rng.random()
-            for position in range(length):
+            for position in range(k):
                 kept[position] += luck < self.acceptance[position]
-        seconds = step_seconds(self.batch, length) * rng.uniform(0.97, 1.03) / self.speed
+        seconds = step_seconds(self.batch, k) * rng.uniform(0.97, 1.03) / self.speed
         self.counters.count(
             StepCount(
-                num_speculative_tokens=length,
+                num_speculative_tokens=k,
                 decode_rows=self.batch,
                 context_tokens=100 * self.batch,
                 prefill_tokens=0,
                 generated_tokens=self.batch + sum(kept),
-                reached=[self.batch] * length,
+                reached=[self.batch] * k,
                 accepted=kept,
                 step_microseconds=round(seconds * 1e6),
                 clean=clean,
@@ -96,7 +96,7 @@ class Replica:
             )
         )
         if clean:
-            self.steering.count_clean_step(self.batch, length)
+            self.steering.count_clean_step(self.batch, k)
         self.now_s += seconds
 
     def report(self, **changes: object) -> LoadReport:
@@ -109,7 +109,7 @@ class Replica:
             "report_number": self.report_number,
             "snapshot": EngineSnapshot(
                 counters=self.counters.snapshot(self.engine_id),
-                load=EngineLoad(decode_batch_size=self.batch, num_speculative_tokens=self.length),
+                load=EngineLoad(decode_batch_size=self.batch, num_speculative_tokens=self.k),
                 finished_segment_id=self.steering.finished_segment_id,
             ),
         }

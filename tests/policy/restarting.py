@@ -51,10 +51,10 @@ class RestartingReplica:
             self.now_s = min(self.now_s + STEP_S, now_s)
             self.steps += 1
             order = self.life.before_step(self.wanted, self.lag, self.now_s)
-            length = order.num_speculative_tokens
-            self.held_back += length != self.wanted and not self.lag
-            self.lag = max(self.lag - order.catch_up_tokens, 0) if length or order.catch_up_tokens else self.lag + 1
-            self.life.after_step(order, [1] * length, [1] * length, self.now_s)
+            k = order.num_speculative_tokens
+            self.held_back += k != self.wanted and not self.lag
+            self.lag = max(self.lag - order.catch_up_tokens, 0) if k or order.catch_up_tokens else self.lag + 1
+            self.life.after_step(order, [1] * k, [1] * k, self.now_s)
 
     def fall_behind(self) -> None:
         """Load was high for a while: the plan was off and prompts came in."""

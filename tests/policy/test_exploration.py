@@ -185,7 +185,7 @@ def test_no_replica_is_asked_twice_for_a_cell_and_none_has_its_hands_too_full(re
         for name in desk.explorers:
             batch = batches[rng.randrange(len(batches))]
             desk.moves(name, batch, before=rng.choice((batch, desk.explorers[name].decode_batch_size)))
-        wanted = [Measurement(Cell(bucket, arm), 0.1, 1e3, 1.0) for bucket in (0, 1, 2, 3, 4) for arm in (0, 1, 3, 5)]
+        wanted = [Measurement(Cell(bucket, k), 0.1, 1e3, 1.0) for bucket in (0, 1, 2, 3, 4) for k in (0, 1, 3, 5)]
         dealt = desk.tick(float(tick), *wanted).segments
         pairs = [(held.replica_id, held.cell) for held in dealt]
         assert len(pairs) == len(set(pairs))

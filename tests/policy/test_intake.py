@@ -436,7 +436,7 @@ def test_inv_10_one_liar_of_sixteen_moves_no_plan(lie: str, honest_for_s: float)
 def test_what_only_one_of_three_replicas_measured_serves_all_of_them() -> None:
     fleet = Fleet([Replica("a", 1), Replica("b", 0), Replica("c", 0)])
     fleet.run(5.0)
-    assert fleet.replicas[0].length == best_k(1)
+    assert fleet.replicas[0].k == best_k(1)
     assert fleet.planned(1) == best_k(1)
     assert all(replica.own is None for replica in fleet.state.replicas.values())
 

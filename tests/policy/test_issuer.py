@@ -14,11 +14,11 @@ from nightjar.policy.wire.settings import RestartLimits, Settings, SettingsVersi
 GROUP = GroupKey(target="llama", max_num_speculative_tokens=3, max_num_seqs=8)
 
 
-def decided(length: int = 3, causes: Causes = (), **changes: object) -> Settings:
+def decided(k: int = 3, causes: Causes = (), **changes: object) -> Settings:
     told = Settings(
         mode=Mode(kind="auto"),
-        plan=Table(rows=one_k(length, 8)),
-        allowed_num_speculative_tokens=(0, length),
+        plan=Table(rows=one_k(k, 8)),
+        allowed_num_speculative_tokens=(0, k),
         restarts=RestartLimits(causes=causes),
         causes=causes,
     )
@@ -43,7 +43,7 @@ def test_the_sequence_rises_with_new_content_only_and_causes_are_none() -> None:
     assert first.version == SettingsVersion(incarnation=5, sequence=1)
     assert made.post("r1", decided(causes=(because(Code.PLANNER, "fleet"),))) is None
     second = made.post("r2", decided())
-    third = made.post("r1", decided(length=1))
+    third = made.post("r1", decided(k=1))
     assert [given.version.sequence for given in (second, third) if given is not None] == [2, 3]
     assert made.post("r3", decided()) is None
 

@@ -28,14 +28,14 @@ from nightjar.policy.status.fleet import fleet_status
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket, bucket_range
 from tests.policy.engines import ACCEPTANCE, AUTO, KEY, MAX_NUM_SEQS, Fleet, Replica, best_k, step_seconds, table
 
-LENGTHS = (0, 1, 3, 5)
+KS = (0, 1, 3, 5)
 NOW_S = 1000.0
 
 
-def cell_of(bucket: int, length: int, *, log_error: float = 0.0, steps: float = 200.0) -> CellEvidence:
+def cell_of(bucket: int, k: int, *, log_error: float = 0.0, steps: float = 200.0) -> CellEvidence:
     """A cell as the measured engine gives it, a share off."""
     rows = math.sqrt(math.prod(bucket_range(bucket, MAX_NUM_SEQS)))
-    log_seconds = math.log(step_seconds(round(rows), length)) + log_error
+    log_seconds = math.log(step_seconds(round(rows), k)) + log_error
     return CellEvidence(steps, steps * log_seconds, steps * rows, 100.0 * steps * rows, measured_at_s=NOW_S)
 
 
@@ -50,9 +50,7 @@ def seed_of(cells: dict[Cell, CellEvidence], rows: float = 2000.0) -> LearnedGro
 def everything(*, log_error: float = 0.0) -> dict[Cell, CellEvidence]:
     """Every cell of the measured engine."""
     return {
-        Cell(bucket, length): cell_of(bucket, length, log_error=log_error)
-        for bucket in range(batch_bucket(MAX_NUM_SEQS) + 1)
-        for length in LENGTHS
+        Cell(bucket, k): cell_of(bucket, k, log_error=log_error) for bucket in range(batch_bucket(MAX_NUM_SEQS) + 1) for k in KS
     }
 
 
@@ -74,17 +72,17 @@ def test_a_replica_that_joins_an_imported_group_runs_its_plan_before_its_first_r
     for batch in (1, 16):
         fleet.replicas[0].batch = batch
         fleet.run(5.0)
-        assert fleet.replicas[0].length == best_k(batch)
+        assert fleet.replicas[0].k == best_k(batch)
     assert not fleet.dealt
 
 
-def best_goodput_over(batch: int, length: int) -> float:
+def best_goodput_over(batch: int, k: int) -> float:
     """What the best K gives there over what this one does."""
-    best, other = ((1 + sum(ACCEPTANCE[:k])) / step_seconds(batch, k) for k in (best_k(batch), length))
+    best, other = ((1 + sum(ACCEPTANCE[:k])) / step_seconds(batch, k) for k in (best_k(batch), k))
     return best / other
 
 
-def test_what_was_imported_as_measured_rests_for_two_minutes_however_nearly_two_lengths_tie() -> None:
+def test_what_was_imported_as_measured_rests_for_two_minutes_however_nearly_two_k_tie() -> None:
     tie = math.log(best_goodput_over(64, 3))
     seed = seed_of(
         {cell: cell_of(*cell[:2], steps=8.0, log_error=-tie if cell.num_speculative_tokens == 3 else 0.0) for cell in everything()}
@@ -93,7 +91,7 @@ def test_what_was_imported_as_measured_rests_for_two_minutes_however_nearly_two_
     fleet.run(REST_S - 1.0)
     assert not fleet.dealt
     fleet.run(REST_S)
-    assert {Cell(batch_bucket(batch), length) for _, batch, length in fleet.dealt.values()} <= everything().keys()
+    assert {Cell(batch_bucket(batch), k) for _, batch, k in fleet.dealt.values()} <= everything().keys()
     assert fleet.dealt, "then it is measured like any other"
 
 
@@ -101,7 +99,7 @@ def test_a_cell_that_was_hardly_seen_elsewhere_is_measured_here_at_once() -> Non
     hardly = {cell: cell_of(*cell[:2], steps=2.0 if cell.num_speculative_tokens == 3 else 200.0) for cell in everything()}
     fleet = warm_fleet(Replica("a", 64), seed=seed_of(hardly))
     fleet.run(20.0)
-    assert {length for _, _, length in fleet.dealt.values()} == {3}
+    assert {k for _, _, k in fleet.dealt.values()} == {3}
 
 
 def test_what_was_measured_here_wins_over_what_is_imported() -> None:
@@ -137,8 +135,8 @@ def test_an_imported_cell_weighs_three_measurements_at_most_and_next_to_nothing_
 
 
 @pytest.mark.parametrize("batch", [16, 256])
-def test_a_lie_that_makes_a_bad_length_shine_is_outvoted_within_seconds(batch: int) -> None:
-    worst = min(LENGTHS, key=lambda length: (1 + sum(ACCEPTANCE[:length])) / step_seconds(batch, length))
+def test_a_lie_that_makes_a_bad_k_shine_is_outvoted_within_seconds(batch: int) -> None:
+    worst = min(KS, key=lambda k: (1 + sum(ACCEPTANCE[:k])) / step_seconds(batch, k))
     bucket = batch_bucket(batch)
     lie = {**everything(), Cell(bucket, worst): cell_of(bucket, worst, log_error=-1.5)}
     fleet = warm_fleet(Replica("a", batch), Replica("b", batch), seed=seed_of(lie))
@@ -156,7 +154,7 @@ def test_a_lie_that_makes_off_look_slow_is_found_out_when_off_is_measured_again(
     assert fleet.planned(256) == 0
 
 
-def test_a_lie_that_makes_every_length_look_bad_is_found_out_when_the_best_is_measured_again() -> None:
+def test_a_lie_that_makes_every_k_look_bad_is_found_out_when_the_best_is_measured_again() -> None:
     slow = math.log(10.0)
     lie = {cell: cell_of(*cell[:2], log_error=slow + 0.6 if cell.num_speculative_tokens else slow) for cell in everything()}
     fleet = warm_fleet(Replica("a", 0, speed=0.1), seed=seed_of(lie))
@@ -253,7 +251,7 @@ def test_a_full_fleet_exports_its_best_known_groups_within_the_bounds() -> None:
 
 measured_cells = st.dictionaries(
     st.integers(0, batch_bucket(MAX_NUM_SEQS)),
-    st.tuples(*(st.tuples(st.floats(-0.05, 0.05), st.floats(6.0, 5000.0)) for _ in LENGTHS)),
+    st.tuples(*(st.tuples(st.floats(-0.05, 0.05), st.floats(6.0, 5000.0)) for _ in KS)),
     min_size=1,
 )
 """By bucket each K's error in log step time, and its clean steps."""
@@ -267,9 +265,9 @@ def test_an_exported_group_planted_elsewhere_plans_as_its_exporter_does_and_expo
     measured: dict[int, tuple[tuple[float, float], ...]], rows: float
 ) -> None:
     evidence = {
-        Cell(bucket, length): cell_of(bucket, length, log_error=error, steps=steps)
+        Cell(bucket, k): cell_of(bucket, k, log_error=error, steps=steps)
         for bucket, cells in measured.items()
-        for length, (error, steps) in zip(LENGTHS, cells, strict=True)
+        for k, (error, steps) in zip(KS, cells, strict=True)
     }
     acceptance = AcceptanceEvidence((rows,) * 5, tuple(rows * share for share in ACCEPTANCE)).at(NOW_S)
     state = joined(FleetState(groups={KEY.group_id: GroupState(KEY, Evidence(evidence, acceptance))}))

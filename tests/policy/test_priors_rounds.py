@@ -19,7 +19,7 @@ from nightjar.policy.wire.batch_buckets import batch_bucket
 from tests.policy.engines import AUTO, KEY, Replica
 
 NAMES = ("old", "new", "third")
-BATCHES, LENGTHS = (1, 16), (0, 3)
+BATCHES, KS = (1, 16), (0, 3)
 DOUBT_STEPS = MOST_SEED_STEPS / 100
 """What an imported cell weighs beside the first own measurement."""
 
@@ -47,10 +47,10 @@ class Cluster:
         assert not ignored
         _, self.state = decide(self.state, AUTO, (), self.now_s, self.rng)
 
-    def measure(self, batch: int, length: int, steps: int) -> None:
+    def measure(self, batch: int, k: int, steps: int) -> None:
         self.replica.batch = batch
         for _ in range(steps):
-            self.replica.step(length, clean=True, rng=self.rng)
+            self.replica.step(k, clean=True, rng=self.rng)
         self.tell()
 
     def read(self, other: Cluster) -> None:
@@ -70,7 +70,7 @@ class Cluster:
 
 
 names = st.sampled_from(NAMES)
-measurements = st.tuples(st.just("measure"), names, st.sampled_from(BATCHES), st.sampled_from(LENGTHS), st.integers(1, 60))
+measurements = st.tuples(st.just("measure"), names, st.sampled_from(BATCHES), st.sampled_from(KS), st.integers(1, 60))
 readings = st.tuples(st.just("read"), names, names)
 restarts = st.tuples(st.sampled_from(("restart", "lose")), names)
 
@@ -84,10 +84,10 @@ def test_whoever_reads_whom_in_whatever_order_nobody_counts_more_than_was_measur
     for event, name, *details in events:
         cluster = clusters[str(name)]
         match event, *details:
-            case "measure", int(batch), int(length), int(steps):
-                cluster.measure(batch, length, steps)
-                measured[Cell(batch_bucket(batch), length)] += steps
-                verified += batch * steps if length else 0
+            case "measure", int(batch), int(k), int(steps):
+                cluster.measure(batch, k, steps)
+                measured[Cell(batch_bucket(batch), k)] += steps
+                verified += batch * steps if k else 0
             case "read", str(other):
                 cluster.read(clusters[other])
             case "restart", *_:

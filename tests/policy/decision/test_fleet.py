@@ -28,7 +28,7 @@ from tests.policy.engines import AUTO, KEY, Fleet, Replica, best_k, table
 
 
 @pytest.mark.parametrize("batch", [1, 16, 64, 256])
-def test_two_replicas_find_the_best_length_of_a_measured_engine(batch: int) -> None:
+def test_two_replicas_find_the_best_k_of_a_measured_engine(batch: int) -> None:
     fleet = Fleet([Replica("a", batch), Replica("b", batch)])
     fleet.run(8.0)
     assert fleet.planned(batch) == best_k(batch)
@@ -46,7 +46,7 @@ def test_a_fleet_whose_load_moves_learns_each_batch_and_needs_no_second_calibrat
         fleet.run(4.0)
         assert fleet.planned(batch) == best_k(batch)
     assert fleet.dealt == dealt
-    assert len({(first, length) for _, first, length in dealt.values()}) == len(dealt), "a cell was measured twice"
+    assert len({(first, k) for _, first, k in dealt.values()}) == len(dealt), "a cell was measured twice"
 
 
 def test_a_cold_group_at_a_full_batch_is_off_whatever_its_engines_ran_before() -> None:
@@ -69,7 +69,7 @@ def test_a_newcomer_in_a_warm_group_runs_the_plan_at_once_and_measures_nothing()
     dealt = len(fleet.dealt)
     fleet.replicas = [*fleet.replicas, Replica("c", now_s=fleet.now_s)]
     fleet.run(3.0)
-    assert fleet.replicas[2].length == best_k(1)
+    assert fleet.replicas[2].k == best_k(1)
     assert len(fleet.dealt) == dealt
 
 
@@ -103,7 +103,7 @@ def test_a_replica_that_is_not_in_auto_measures_nothing(kind: str) -> None:
     assert not fleet.dealt
 
 
-def test_off_and_pin_give_one_length_at_every_batch_and_say_who_set_them() -> None:
+def test_off_and_pin_give_one_k_at_every_batch_and_say_who_set_them() -> None:
     overrides = (
         ModeOverride(scope="replica", name="a", mode=Mode.parse("pin=9"), reason="trial"),
         ModeOverride(scope="fleet", mode=Mode.parse("off")),
@@ -342,7 +342,7 @@ def test_the_stored_tables_of_a_full_fleet_fit_one_record() -> None:
     fleet = Fleet([Replica("a")])
     fleet.run(4.0)
     (group,) = fleet.state.groups.values()
-    cells = {Cell(bucket, length): next(iter(group.evidence.cells.values())) for bucket in range(24) for length in range(33)}
+    cells = {Cell(bucket, k): next(iter(group.evidence.cells.values())) for bucket in range(24) for k in range(33)}
     crowd = {}
     for number in range(1000):
         key = group.key.model_copy(update={"target": f"model-{number}"})
@@ -390,7 +390,7 @@ operator_settings = st.builds(
     batch=st.sampled_from([0, 1, 7, 256]),
     tiers=st.sampled_from([(), (0, 1, 3), (0, 4)]),
 )
-def test_every_length_is_legal_and_off_is_always_among_the_allowed(
+def test_every_k_is_legal_and_off_is_always_among_the_allowed(
     chosen: OperatorSettings, maximum: int, batch: int, tiers: tuple[int, ...]
 ) -> None:
     group = KEY.model_copy(update={"max_num_speculative_tokens": maximum, "graph_tiers": tiers})
@@ -398,11 +398,11 @@ def test_every_length_is_legal_and_off_is_always_among_the_allowed(
     assert not ignored
     decisions, _ = decide(state, chosen, (), 0.0, random.Random(0))
     plan = table(decisions["a"])
-    lengths = {row.num_speculative_tokens for row in plan.rows} | {s.num_speculative_tokens for s in plan.segments}
-    assert lengths <= set(decisions["a"].allowed_num_speculative_tokens)
+    ks = {row.num_speculative_tokens for row in plan.rows} | {s.num_speculative_tokens for s in plan.segments}
+    assert ks <= set(decisions["a"].allowed_num_speculative_tokens)
     assert 0 in decisions["a"].allowed_num_speculative_tokens
-    assert max(lengths) <= maximum
+    assert max(ks) <= maximum
     if chosen.mode.kind == "auto" and chosen.allowed_num_speculative_tokens is not None:
-        assert lengths <= set(chosen.runnable_ks(maximum))
+        assert ks <= set(chosen.runnable_ks(maximum))
     if chosen.mode.kind == "auto" and tiers:
-        assert lengths <= {0, *tiers}
+        assert ks <= {0, *tiers}

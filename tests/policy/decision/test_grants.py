@@ -36,10 +36,10 @@ STAYS = going([(bucket, bucket) for bucket in range(12)], 1000.0)
 """A group whose load never moves."""
 
 
-def goodput(bucket: int, length: int) -> float | None:
+def goodput(bucket: int, k: int) -> float | None:
     """Speculation gains a fifth below the crossover and loses a fifth above."""
     off = 1.2 * FIRST_BATCH_SIZES[bucket] / OFF_STEP_S
-    if not length:
+    if not k:
         return off
     return off * (1.2 if FIRST_BATCH_SIZES[bucket] < CROSSOVER else 0.8)
 
@@ -158,14 +158,14 @@ def test_a_lease_is_sent_again_until_its_wish_is_finished() -> None:
 
 def test_micro_restarts_are_smaller_where_they_pay_less() -> None:
     leaving = going([(bucket, 11) for bucket in range(10)], 1e6)
-    little = plan_goodput_of(lambda bucket, length: 1000.0 * (1 + bucket) * (1.01 if length else 1.0))
-    much = plan_goodput_of(lambda bucket, length: 1000.0 * (1 + bucket) * (1.2 if length else 1.0))
+    little = plan_goodput_of(lambda bucket, k: 1000.0 * (1 + bucket) * (1.01 if k else 1.0))
+    much = plan_goodput_of(lambda bucket, k: 1000.0 * (1 + bucket) * (1.2 if k else 1.0))
     few, many = (limits_of(member(lag=0), leaving, plan_goodput).micro_restart_tokens for plan_goodput in (little, much))
     assert 0 < few < many
 
 
 def test_where_no_bucket_pays_small_restarts_stay_allowed_for_measurements() -> None:
-    losing = plan_goodput_of(lambda _bucket, length: 100.0 - length)
+    losing = plan_goodput_of(lambda _bucket, k: 100.0 - k)
     assert limits_of(member(lag=0), STAYS, losing).micro_restart_tokens > 0
 
 

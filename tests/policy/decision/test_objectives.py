@@ -41,10 +41,10 @@ def crowded(settings: OperatorSettings, overrides: tuple[ModeOverride, ...] = ()
     made.settings, made.overrides = settings, overrides
     bucket = batch_bucket(BATCH)
     cells = {
-        Cell(bucket, length, prefill=True): CellEvidence(
-            400.0, seconds=400.0 * seconds, rows=400.0 * BATCH, prefill_tokens=400.0 * 500, draft_tokens=400.0 * BATCH * length
+        Cell(bucket, k, prefill=True): CellEvidence(
+            400.0, seconds=400.0 * seconds, rows=400.0 * BATCH, prefill_tokens=400.0 * 500, draft_tokens=400.0 * BATCH * k
         )
-        for length, seconds in ((0, 0.05), (1, 0.054), (3, 0.058), (5, 0.062))
+        for k, seconds in ((0, 0.05), (1, 0.054), (3, 0.058), (5, 0.062))
     }
     groups = {
         name: replace(group, evidence=replace(group.evidence, mixed_cells=cells)) for name, group in made.state.groups.items()

@@ -51,20 +51,20 @@ def runs(seen: Fleet) -> dict[str, int]:
 
 def test_an_applications_replicas_stay_within_its_limit_and_the_others_of_their_group_run_what_gives_most(seen: Fleet) -> None:
     assert len(seen.state.groups) == 1
-    assert {(name[:4], length) for name, length in runs(seen).items()} == {("chat", 1), ("code", 3)}
+    assert {(name[:4], k) for name, k in runs(seen).items()} == {("chat", 1), ("code", 3)}
     assert seen.planned(BATCH) == 3
 
 
 def test_what_the_limited_measure_serves_the_others_and_theirs_serves_them(seen: Fleet) -> None:
     (group,) = seen.state.groups.values()
-    measured = {length for (_, length, _), cell in group.evidence.cells.items() if cell.steps > 4}
+    measured = {k for (_, k, _), cell in group.evidence.cells.items() if cell.steps > 4}
     assert {0, 1, 3} <= measured
 
 
 def test_no_replica_is_asked_to_measure_a_k_beyond_its_limit(seen: Fleet) -> None:
-    asked = {length for replica_id, _, length in seen.dealt.values() if replica_id.startswith("chat")}
-    assert asked <= {length for length, step_ms in STEP_MILLISECONDS[BATCH].items() if step_ms < CHAT_MS}
-    assert asked | {length for replica_id, _, length in seen.dealt.values() if replica_id.startswith("code")} > asked
+    asked = {k for replica_id, _, k in seen.dealt.values() if replica_id.startswith("chat")}
+    assert asked <= {k for k, step_ms in STEP_MILLISECONDS[BATCH].items() if step_ms < CHAT_MS}
+    assert asked | {k for replica_id, _, k in seen.dealt.values() if replica_id.startswith("code")} > asked
 
 
 def test_a_measurement_under_way_that_a_new_limit_forbids_is_sent_no_more() -> None:
@@ -100,10 +100,10 @@ def test_explain_names_the_limit_as_what_decides_and_marks_the_k_that_it_forbids
     explained = explain(seen.state, seen.decisions, seen.settings, (), "chat-1", seen.now_s)
     assert explained.decided_by == "step limit"
     assert "max_step_ms 9 of application chat allows K=1 where K=3 would run" in explained.summary
-    assert [arm.num_speculative_tokens for arm in explained.arms if arm.exceeds_limit] == [3, 5]
+    assert [one.num_speculative_tokens for one in explained.arms if one.exceeds_limit] == [3, 5]
     free = explain(seen.state, seen.decisions, seen.settings, (), "code-1", seen.now_s)
     assert free.decided_by == "planner fleet"
-    assert not any(arm.exceeds_limit for arm in free.arms)
+    assert not any(one.exceeds_limit for one in free.arms)
 
 
 def test_a_limit_that_is_taken_back_gives_the_groups_plan_at_once(seen: Fleet) -> None:

@@ -14,7 +14,7 @@ from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import GroupKey
 
 KEY = GroupKey(target="llama-8b", max_num_speculative_tokens=5, max_num_seqs=32)
-ARMS = (0, 1, 3, 5)
+KS = (0, 1, 3, 5)
 
 
 def seen(*cells: tuple[int, int], steps: float = 200.0) -> Evidence:
@@ -24,7 +24,7 @@ def seen(*cells: tuple[int, int], steps: float = 200.0) -> Evidence:
 
 def told(*cells: tuple[int, int]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Over four buckets, of a model that is sure of everything."""
-    return told_deviation(np.zeros((4, len(ARMS), len(ARMS))), measured_ks(seen(*cells), ARMS, 4))
+    return told_deviation(np.zeros((4, len(KS), len(KS))), measured_ks(seen(*cells), KS, 4))
 
 
 def test_a_gain_between_two_measured_k_is_as_sure_as_the_model_but_for_what_it_smooths() -> None:
@@ -49,13 +49,13 @@ def test_a_k_gains_nothing_over_itself_without_any_doubt() -> None:
 
 
 def test_a_few_steps_are_no_measurement() -> None:
-    assert not measured_ks(seen((0, 0), steps=MEASURED_STEPS - 1.0), ARMS, 4).any()
-    assert measured_ks(seen((0, 0), (9, 0), (0, 4), steps=MEASURED_STEPS), ARMS, 4).sum() == 1, "others are no arms or no buckets"
+    assert not measured_ks(seen((0, 0), steps=MEASURED_STEPS - 1.0), KS, 4).any()
+    assert measured_ks(seen((0, 0), (9, 0), (0, 4), steps=MEASURED_STEPS), KS, 4).sum() == 1, "others are no K or no buckets"
 
 
-@given(st.sets(st.tuples(st.integers(0, 5), st.sampled_from(ARMS)), max_size=12), st.floats(1.0, 500.0))
+@given(st.sets(st.tuples(st.integers(0, 5), st.sampled_from(KS)), max_size=12), st.floats(1.0, 500.0))
 def test_what_is_told_is_never_surer_than_what_the_planner_acts_on(cells: set[tuple[int, int]], steps: float) -> None:
-    settings = OperatorSettings(allowed_num_speculative_tokens=ARMS)
+    settings = OperatorSettings(allowed_num_speculative_tokens=KS)
     model = GroupView(KEY, settings, seen(*cells, steps=steps)).goodput_model()
     _, own = model.gain(np.zeros(len(model.rows), dtype=np.int64))
     assert (model.told_deviation[:, :, 0] >= own - 1e-9).all()

@@ -26,28 +26,28 @@ from nightjar.policy.wire.settings import k_at
 from nightjar.policy.words import in_words
 from tests.policy.engines import AUTO, KEY, Replica
 
-ARMS = (0, 1, 3, 5)
+KS = (0, 1, 3, 5)
 MEMORY_S = 0.020
 TOKEN_S = 1e-4
 DRAFT_S = 0.001
 DRAFT_PROMPT_S = 5e-6
 
 
-def clean_seconds(rows: float, length: int) -> float:
-    return max(MEMORY_S, TOKEN_S * rows * (1 + length)) + DRAFT_S * length
+def clean_seconds(rows: float, k: int) -> float:
+    return max(MEMORY_S, TOKEN_S * rows * (1 + k)) + DRAFT_S * k
 
 
-def mixed_seconds(rows: float, length: int, prefill: float) -> float:
+def mixed_seconds(rows: float, k: int, prefill: float) -> float:
     """Bound by compute: every token counts, and the drafter reads the prompt."""
-    return TOKEN_S * (rows * (1 + length) + prefill) + DRAFT_S * length + DRAFT_PROMPT_S * prefill * (length > 0)
+    return TOKEN_S * (rows * (1 + k) + prefill) + DRAFT_S * k + DRAFT_PROMPT_S * prefill * (k > 0)
 
 
 def clean_cells() -> dict[Cell, CellEvidence]:
     cells = {}
     for bucket in buckets_up_to(KEY.max_num_seqs):
         rows = FIRST_BATCH_SIZES[bucket]
-        for length in ARMS:
-            cells[Cell(bucket, length)] = CellEvidence(400.0, 400.0 * float(np.log(clean_seconds(rows, length))), 400.0 * rows)
+        for k in KS:
+            cells[Cell(bucket, k)] = CellEvidence(400.0, 400.0 * float(np.log(clean_seconds(rows, k))), 400.0 * rows)
     return cells
 
 
@@ -55,14 +55,14 @@ def with_prefill(steps: float, seconds: float, rows: float, prefill_tokens: floa
     return CellEvidence(steps, seconds=seconds, rows=rows, prefill_tokens=prefill_tokens, draft_tokens=draft_tokens)
 
 
-def mixed_cells(lengths: tuple[int, ...] = ARMS) -> dict[Cell, CellEvidence]:
+def mixed_cells(ks: tuple[int, ...] = KS) -> dict[Cell, CellEvidence]:
     cells = {}
     for bucket in range(4, 12):
         rows = FIRST_BATCH_SIZES[bucket]
-        for place, length in enumerate(lengths):
+        for place, k in enumerate(ks):
             prefill = 500.0 + 100.0 * ((bucket + place) % 3)
-            seconds, cell = 200.0 * mixed_seconds(rows, length, prefill), Cell(bucket, length, prefill=True)
-            cells[cell] = with_prefill(200.0, seconds, 200.0 * rows, 200.0 * prefill, 200.0 * rows * length)
+            seconds, cell = 200.0 * mixed_seconds(rows, k, prefill), Cell(bucket, k, prefill=True)
+            cells[cell] = with_prefill(200.0, seconds, 200.0 * rows, 200.0 * prefill, 200.0 * rows * k)
     return cells
 
 
@@ -73,15 +73,15 @@ def evidence(mixed: dict[Cell, CellEvidence], steps_per_token: float = 0.01) -> 
 
 
 def charged(known: Evidence) -> np.ndarray:
-    times = predict_step_times(known.cells, ARMS, buckets_up_to(KEY.max_num_seqs), KEY.max_num_seqs, 0.0)
+    times = predict_step_times(known.cells, KS, buckets_up_to(KEY.max_num_seqs), KEY.max_num_seqs, 0.0)
     return charge(costs(known, times, drafter_sleeps=True), times.log_seconds.shape)
 
 
 def costs(known: Evidence, times: StepTimes, *, drafter_sleeps: bool) -> Floats | None:
-    return mixed_costs(known, times, ARMS, predicted_seconds(known, times, ARMS), drafter_sleeps=drafter_sleeps)
+    return mixed_costs(known, times, KS, predicted_seconds(known, times, KS), drafter_sleeps=drafter_sleeps)
 
 
-def test_an_arm_is_charged_what_the_best_length_beside_prefill_costs_over_off_less_the_pure_steps_that_its_tokens_save() -> None:
+def test_a_k_is_charged_what_the_best_k_beside_prefill_costs_over_off_less_the_pure_steps_that_its_tokens_save() -> None:
     known, bucket = evidence(mixed_cells()), 8
     found, rows, prefill = charged(known), FIRST_BATCH_SIZES[bucket], 600.0
 
@@ -90,14 +90,14 @@ def test_an_arm_is_charged_what_the_best_length_beside_prefill_costs_over_off_le
             pure
         )
 
-    for place, length in enumerate(ARMS[1:], start=1):
-        longer = min(cost_s(length, mixed) for mixed in ARMS[1:]) - cost_s(0, 0)
+    for place, k in enumerate(KS[1:], start=1):
+        longer = min(cost_s(k, mixed) for mixed in KS[1:]) - cost_s(0, 0)
         assert found[bucket, place] == pytest.approx(0.01 * longer, rel=0.15, abs=2e-6)
 
 
 def test_a_drafter_that_sleeps_runs_in_both_kinds_of_step_or_in_neither() -> None:
     known = evidence(mixed_cells())
-    times = predict_step_times(known.cells, ARMS, buckets_up_to(KEY.max_num_seqs), KEY.max_num_seqs, 0.0)
+    times = predict_step_times(known.cells, KS, buckets_up_to(KEY.max_num_seqs), KEY.max_num_seqs, 0.0)
     sleeps, stays = (costs(known, times, drafter_sleeps=sleeps) for sleeps in (True, False))
     assert sleeps is not None
     assert stays is not None
@@ -127,7 +127,7 @@ def test_a_change_beside_prefill_that_saves_next_to_nothing_is_not_made() -> Non
 
 def test_steps_at_off_alone_already_tell_what_a_verified_token_costs_beside_a_prompt() -> None:
     rows, bucket = FIRST_BATCH_SIZES[8], 8
-    found = charged(evidence(mixed_cells(lengths=(0,))))[bucket, ARMS.index(3)]
+    found = charged(evidence(mixed_cells(ks=(0,))))[bucket, KS.index(3)]
     verifying = TOKEN_S * 3 * rows - (clean_seconds(rows, 3) - clean_seconds(rows, 0))
     assert found == pytest.approx(0.01 * verifying, rel=0.3)
 
@@ -136,21 +136,21 @@ def test_steps_at_off_alone_already_tell_what_a_verified_token_costs_beside_a_pr
 def test_one_k_beside_prefill_tells_what_the_drafter_takes_to_read_prompts_and_so_what_any_other_k_costs_there(
     ran: int, read_s: float
 ) -> None:
-    def seconds(rows: float, length: int, prefill: float) -> float:
-        return mixed_seconds(rows, length, prefill) + read_s * prefill * (length > 0)
+    def seconds(rows: float, k: int, prefill: float) -> float:
+        return mixed_seconds(rows, k, prefill) + read_s * prefill * (k > 0)
 
     mixed = {
         cell: one._replace(
             seconds=200.0 * seconds(one.rows / 200.0, cell.num_speculative_tokens, 600.0), prefill_tokens=200.0 * 600.0
         )
-        for cell, one in mixed_cells(lengths=(0, ran)).items()
+        for cell, one in mixed_cells(ks=(0, ran)).items()
     }
     known, bucket = evidence(mixed), 8
-    times = predict_step_times(known.cells, ARMS, buckets_up_to(KEY.max_num_seqs), KEY.max_num_seqs, 0.0)
-    found = predicted_seconds(known, times, ARMS)
+    times = predict_step_times(known.cells, KS, buckets_up_to(KEY.max_num_seqs), KEY.max_num_seqs, 0.0)
+    found = predicted_seconds(known, times, KS)
     assert found is not None
-    for place, length in enumerate(ARMS):
-        assert found[bucket, place] == pytest.approx(seconds(times.rows[bucket], length, 600.0), rel=0.08)
+    for place, k in enumerate(KS):
+        assert found[bucket, place] == pytest.approx(seconds(times.rows[bucket], k, 600.0), rel=0.08)
 
 
 @pytest.mark.parametrize("known", [evidence({}), evidence(mixed_cells(), steps_per_token=0.0)], ids=["none seen", "none come"])
@@ -160,12 +160,12 @@ def test_nothing_is_charged_where_nothing_prefills(known: Evidence) -> None:
 
 @given(
     st.dictionaries(
-        st.builds(Cell, st.integers(0, 15), st.sampled_from(ARMS), st.just(value=True)),
+        st.builds(Cell, st.integers(0, 15), st.sampled_from(KS), st.just(value=True)),
         st.builds(with_prefill, *(st.floats(1.0, 1e6),) * 5),
         max_size=12,
     )
 )
-def test_off_is_charged_nothing_and_no_arm_less_than_nothing(mixed: dict[Cell, CellEvidence]) -> None:
+def test_off_is_charged_nothing_and_no_k_less_than_nothing(mixed: dict[Cell, CellEvidence]) -> None:
     found = charged(evidence(mixed))
     assert np.isfinite(found).all()
     assert (found >= 0.0).all()
@@ -180,7 +180,7 @@ def test_a_gain_in_clean_steps_that_prefill_eats_up_is_not_planned() -> None:
     assert fleet_plan(prompts, prompts.goodput_model()).num_speculative_tokens(batch) == 0
 
 
-def test_steps_with_prefill_are_counted_by_bucket_and_length_and_clean_ones_are_not() -> None:
+def test_steps_with_prefill_are_counted_by_bucket_and_k_and_clean_ones_are_not() -> None:
     counters = StepCounters()
     for prefill, clean in ((64, False), (36, False), (0, True)):
         counters.count(StepCount(1, 3, 30, prefill, 4, [3], [1], 20_000, clean, False))
@@ -202,8 +202,8 @@ def test_steps_with_prefill_are_counted_by_bucket_and_length_and_clean_ones_are_
 
 def test_positions_beside_prefill_are_counted_where_no_row_verified_more_than_k_drafts() -> None:
     counters = StepCounters()
-    for length, reached, accepted in ((3, [2, 2, 2, 0, 0], [2, 1, 0, 0, 0]), (3, [2, 0, 0, 0, 0], [1, 0, 0, 0, 0]), (0, [2], [1])):
-        counters.count(StepCount(length, 2, 30, 64, 4, reached, accepted, 20_000, False, False))
+    for k, reached, accepted in ((3, [2, 2, 2, 0, 0], [2, 1, 0, 0, 0]), (3, [2, 0, 0, 0, 0], [1, 0, 0, 0, 0]), (0, [2], [1])):
+        counters.count(StepCount(k, 2, 30, 64, 4, reached, accepted, 20_000, False, False))
     off, drafts = counters.snapshot("engine").cells
     assert (off.reached, off.accepted, off.draft_tokens) == ((), (), 2)
     assert (drafts.reached, drafts.accepted, drafts.draft_tokens) == ((4, 2, 2), (3, 1, 0), 8)
@@ -250,7 +250,7 @@ def test_the_share_of_a_group_is_its_median_replicas() -> None:
     assert per_token([MixedShare()]) == (0.0, 0.0, 0.0)
 
 
-def test_a_prompt_that_finds_the_engine_idle_is_charged_to_the_arms_as_well() -> None:
+def test_a_prompt_that_finds_the_engine_idle_is_charged_to_the_k_as_well() -> None:
     beside_rows = evidence(mixed_cells(), steps_per_token=0.01)
     as_many_alone = replace(beside_rows, prefill_tokens_per_token=2.0 * beside_rows.prefill_tokens_per_token)
     assert (charged(as_many_alone)[8, 1:] >= 1.99 * charged(beside_rows)[8, 1:]).all()

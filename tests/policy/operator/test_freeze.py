@@ -46,7 +46,7 @@ def warm_fleet() -> Fleet:
 
 
 def lengths_run(fleet: Fleet) -> list[int]:
-    return [replica.length for replica in fleet.replicas]
+    return [replica.k for replica in fleet.replicas]
 
 
 def test_a_plan_that_no_longer_pays_stays_while_frozen_and_gives_way_when_the_freeze_ends() -> None:
@@ -93,7 +93,7 @@ def test_a_newcomer_runs_the_frozen_plan_and_a_group_without_one_runs_off() -> N
     fleet.replicas = [*fleet.replicas, Replica("c", now_s=fleet.now_s)]
     fleet.observe(Replica("stranger").report(group=other))
     fleet.run(3.0)
-    assert fleet.replicas[2].length == 3
+    assert fleet.replicas[2].k == 3
     stranger = fleet.decisions["stranger"]
     assert [row.num_speculative_tokens for row in table(stranger).rows] == [0]
     assert "frozen before this group had a plan" in in_words(stranger.causes)
@@ -202,10 +202,10 @@ def test_explain_says_since_when_by_whom_and_for_how_long() -> None:
     st.sampled_from([0, 1, 3, 5]),
     st.lists(st.sampled_from(["step", "join", "leave", "batch", "slow"]), min_size=1, max_size=8),
 )
-def test_whatever_happens_to_a_frozen_fleet_its_tables_stay(length: int, events: list[str]) -> None:
+def test_whatever_happens_to_a_frozen_fleet_its_tables_stay(k: int, events: list[str]) -> None:
     fleet = Fleet([Replica("a", 4), Replica("b", 4)])
     fleet.run(1.0)
-    plan = GroupPlan(one_k(length, KEY.max_num_seqs), (because(Code.OTHER, "held"),))
+    plan = GroupPlan(one_k(k, KEY.max_num_seqs), (because(Code.OTHER, "held"),))
     fleet.state = replace(
         fleet.state, freeze=Freeze(since_s=fleet.now_s, plans={name: HeldPlan.of(plan, "fleet") for name in fleet.state.groups})
     )

@@ -14,9 +14,9 @@ from nightjar.policy.planners.base import GroupView, present_indices
 from nightjar.policy.planners.calibration import Measurement, measurements
 from nightjar.policy.planners.fleet import fleet_plan
 from tests.policy.engines import AUTO, KEY
-from tests.policy.evidence.test_mixed_steps import ARMS, clean_cells, evidence, mixed_cells
+from tests.policy.evidence.test_mixed_steps import KS, clean_cells, evidence, mixed_cells
 
-LENGTHS = st.lists(st.sampled_from(ARMS), min_size=1, unique=True).map(sorted).map(tuple)
+SOME_KS = st.lists(st.sampled_from(KS), min_size=1, unique=True).map(sorted).map(tuple)
 MOSTLY = st.floats(MOSTLY_MIXED, 1.0, exclude_min=True)
 
 
@@ -32,7 +32,7 @@ def known_of(clean: Sequence[int], mixed: Sequence[int], share: float) -> Eviden
     return replace(evidence(mixed_cells(tuple(mixed))), cells=cells, mixed_share_of_steps=share)
 
 
-@given(LENGTHS, LENGTHS, st.floats(0.0, MOSTLY_MIXED))
+@given(SOME_KS, SOME_KS, st.floats(0.0, MOSTLY_MIXED))
 def test_where_clean_steps_are_most_nothing_is_measured_beside_prefill(
     clean: tuple[int, ...], mixed: tuple[int, ...], share: float
 ) -> None:
@@ -41,26 +41,26 @@ def test_where_clean_steps_are_most_nothing_is_measured_beside_prefill(
     assert not any(one.cell.prefill for one in found)
 
 
-@given(LENGTHS, LENGTHS, MOSTLY)
-def test_where_steps_with_prefill_are_most_all_is_measured_there_and_each_length_that_never_ran_there(
+@given(SOME_KS, SOME_KS, MOSTLY)
+def test_where_steps_with_prefill_are_most_all_is_measured_there_and_each_k_that_never_ran_there(
     clean: tuple[int, ...], mixed: tuple[int, ...], share: float
 ) -> None:
     found = wanted(known_of(clean, mixed, share))
     assert all(one.cell.prefill for one in found)
-    assert {length for length in ARMS if length not in mixed} <= {one.cell.num_speculative_tokens for one in found}
+    assert {k for k in KS if k not in mixed} <= {one.cell.num_speculative_tokens for one in found}
 
 
-def test_a_length_that_ran_beside_prefill_for_one_measurement_is_not_tried_for_that_any_more() -> None:
-    known = known_of(ARMS, ARMS, 1.0)
+def test_a_k_that_ran_beside_prefill_for_one_measurement_is_not_tried_for_that_any_more() -> None:
+    known = known_of(KS, KS, 1.0)
     few = {cell: one._replace(steps=one.steps * 0.001) for cell, one in known.mixed_cells.items()}
-    assert {one.cell.num_speculative_tokens for one in wanted(replace(known, mixed_cells=few))} == set(ARMS)
+    assert {one.cell.num_speculative_tokens for one in wanted(replace(known, mixed_cells=few))} == set(KS)
     assert {one.cell for one in wanted(known)} == {
         Cell(*one.cell[:2], prefill=True) for one in wanted(replace(known, mixed_share_of_steps=0.0))
     }
 
 
 def test_plans_go_by_what_ran_beside_prefill_only_where_most_steps_have_it() -> None:
-    one_ran = known_of((5,), ARMS, 0.0)
+    one_ran = known_of((5,), KS, 0.0)
     assert (one_ran.only_k, replace(one_ran, mixed_share_of_steps=1.0).only_k) == (5, None)
 
 

@@ -14,9 +14,9 @@ from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, batch_bucket
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.words import in_words
 from tests.policy.planners.test_planners import KEY, known
-from tests.policy.planners.test_step_limit import ARMS, STEPS_S, SURE, steady
+from tests.policy.planners.test_step_limit import KS, STEPS_S, SURE, steady
 
-SETTINGS = OperatorSettings(allowed_num_speculative_tokens=ARMS)
+SETTINGS = OperatorSettings(allowed_num_speculative_tokens=KS)
 
 
 def seen(evidence: Evidence, max_step_ms: float | None = None) -> GroupView:
@@ -48,7 +48,7 @@ def test_a_limit_that_nothing_keeps_leaves_off_which_may_always_run_and_be_measu
     evidence = steady(STEPS_S, SURE)
     made = within(seen(evidence), estimate_of(evidence), 1.0, None)
     assert {row.num_speculative_tokens for row in made.plan.rows} == {0}
-    assert [arm for arm, may in zip(ARMS, made.goodput_model.may_be_tried[batch_bucket(4)], strict=True) if may] == [0]
+    assert [k for k, may in zip(KS, made.goodput_model.may_be_tried[batch_bucket(4)], strict=True) if may] == [0]
 
 
 def test_what_ran_within_the_limit_stays_where_it_is_not_beyond_doubt_better_than_off_any_more() -> None:
@@ -70,7 +70,7 @@ def test_it_is_thought_of_again_only_where_the_thought_or_the_limit_is_another()
 
 
 @given(
-    st.dictionaries(st.tuples(st.sampled_from([1, 4, 16, 32]), st.sampled_from(ARMS)), st.floats(0.001, 1.0), max_size=8),
+    st.dictionaries(st.tuples(st.sampled_from([1, 4, 16, 32]), st.sampled_from(KS)), st.floats(0.001, 1.0), max_size=8),
     st.floats(0.5, 2000.0),
     st.floats(1.0, 2000.0),
 )
@@ -83,7 +83,7 @@ def test_whatever_is_known_a_replicas_limit_keeps_the_groups_k_or_takes_one_that
         estimate_of(evidence).plan,
         estimate_of(evidence, max_step_ms).goodput_model,
     )
-    off_is_known = any(arm == 0 for _, arm in seconds)
+    off_is_known = any(k == 0 for _, k in seconds)
     for bucket in seen(evidence).buckets:
         runs, planned = (one.num_speculative_tokens(FIRST_BATCH_SIZES[bucket]) for one in (plan, group))
         assert (model.allowed if off_is_known else model.may_be_tried)[bucket, model.ks.index(runs)]

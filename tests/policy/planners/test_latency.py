@@ -47,15 +47,15 @@ State = tuple[int, int]
 """Requests that decode, and that wait."""
 
 OBJECTIVES: Final[tuple[Objective, ...]] = ("latency", "throughput")
-ARMS: Final = (0, 1, 3, 5)
+KS: Final = (0, 1, 3, 5)
 ANSWER: Final = 12.0
 SLOTS: Final = 3
 QUEUE: Final = 4
-TOKENS: Final = np.array([sum(0.7**position for position in range(arm + 1)) for arm in ARMS])
+TOKENS: Final = np.array([sum(0.7**position for position in range(k + 1)) for k in KS])
 TAKEN: Final = 0.7
 """The load that such a queue takes up at most: it has room for four, and who finds none is lost."""
 ENDS: Final = 1.0 - (1.0 - 1.0 / ANSWER) ** TOKENS
-"""Probability that a row ends in a step, by arm."""
+"""Probability that a row ends in a step, by K."""
 
 
 @dataclass(frozen=True)
@@ -83,30 +83,30 @@ class Queue:
         return not self.waits_for_slots and state[1] > 0 and state[0] < SLOTS
 
     def seconds(self, state: State) -> Floats:
-        """Of its step, by arm."""
-        arms, (rows, _) = np.array(ARMS, dtype=float), state
-        drafting = np.where(arms > 0, self.draft * (0.5 + 0.1 * arms), 0.0)
+        """Of its step, by K."""
+        ks, (rows, _) = np.array(KS, dtype=float), state
+        drafting = np.where(ks > 0, self.draft * (0.5 + 0.1 * ks), 0.0)
         if self.has_prefill(state):
-            read = np.where(arms > 0, self.read, 0.0)
-            seconds: Floats = self.chunk + self.row * rows * (1.0 + arms) + read + drafting
+            read = np.where(ks > 0, self.read, 0.0)
+            seconds: Floats = self.chunk + self.row * rows * (1.0 + ks) + read + drafting
             return seconds
         return self.pure_seconds(rows)
 
     def pure_seconds(self, rows: int) -> Floats:
-        """Of a step without prefill, by arm."""
-        arms = np.array(ARMS, dtype=float)
-        drafting = np.where(arms > 0, self.draft * (0.5 + 0.1 * arms), 0.0)
-        seconds: Floats = 0.02 + 0.001 * rows + drafting + self.verify * rows * arms
+        """Of a step without prefill, by K."""
+        ks = np.array(KS, dtype=float)
+        drafting = np.where(ks > 0, self.draft * (0.5 + 0.1 * ks), 0.0)
+        seconds: Floats = 0.02 + 0.001 * rows + drafting + self.verify * rows * ks
         return seconds
 
-    def step(self, state: State, arm: int, per_s: float) -> tuple[float, dict[State, float]]:
+    def step(self, state: State, index: int, per_s: float) -> tuple[float, dict[State, float]]:
         """Seconds until the next state, and its probabilities, where so many requests arrive a second."""
         (rows, waiting), after = state, dict[State, float]()
         if not rows + waiting:
             return (1.0 / per_s if per_s else 0.0), {(1, 0) if self.waits_for_slots else (0, 1): 1.0}
-        seconds = float(self.seconds(state)[arm])
+        seconds = float(self.seconds(state)[index])
         begun = [1.0 - self.done, self.done] if self.has_prefill(state) else [1.0]
-        for ended, likely in enumerate(_binomial(rows, float(ENDS[arm]))):
+        for ended, likely in enumerate(_binomial(rows, float(ENDS[index]))):
             for joined, begins in enumerate(begun):
                 for arrived, comes in enumerate(_poisson(per_s * seconds, 8)):
                     there = (rows - ended + joined, min(waiting - joined + arrived, QUEUE))
@@ -116,7 +116,7 @@ class Queue:
                     after[there] = after.get(there, 0.0) + likely * begins * comes
         return seconds, after
 
-    def cost(self, arms: Sequence[int], per_s: float) -> tuple[float, Floats]:
+    def cost(self, indices: Sequence[int], per_s: float) -> tuple[float, Floats]:
         """Of a policy: the mean number in the system (request-seconds of draining a full queue where nothing arrives), and what
         each state costs more than the empty one."""
         states = self.states
@@ -126,7 +126,7 @@ class Queue:
         for at, state in enumerate(states):
             if not per_s and at == 0:
                 continue
-            seconds, after = self.step(state, arms[at], per_s)
+            seconds, after = self.step(state, indices[at], per_s)
             system[at, size] = seconds
             cost[at] = sum(state) * seconds
             for there, likely in after.items():
@@ -140,23 +140,23 @@ class Queue:
     def best(self, per_s: float) -> list[int]:
         """The policy that no other is better than."""
         states = self.states
-        place, arms = {state: at for at, state in enumerate(states)}, [0] * len(states)
+        place, indices = {state: at for at, state in enumerate(states)}, [0] * len(states)
         while True:
-            mean, costs = self.cost(arms, per_s)
+            mean, costs = self.cost(indices, per_s)
             mean *= bool(per_s)
-            better = list(arms)
+            better = list(indices)
             for at, state in enumerate(states[1:], start=1):
                 asked = []
-                for arm in range(len(ARMS)):
-                    seconds, after = self.step(state, arm, per_s)
+                for index in range(len(KS)):
+                    seconds, after = self.step(state, index, per_s)
                     asked.append(
                         (sum(state) - mean) * seconds + sum(likely * costs[place[there]] for there, likely in after.items())
                     )
-                if min(asked) < asked[arms[at]] - 1e-9:
+                if min(asked) < asked[indices[at]] - 1e-9:
                     better[at] = int(np.argmin(asked))
-            if better == arms:
-                return arms
-            arms = better
+            if better == indices:
+                return indices
+            indices = better
 
     def by_the_rule(self, load: float) -> list[int]:
         """What the rule chooses in each state."""
@@ -165,40 +165,40 @@ class Queue:
     def _by_the_rule(self, state: State, load: float) -> int:
         """K follows from what a token takes, and that from K: until it stays; where it goes in a circle, the longest."""
         rows, waiting = state
-        seconds, pure_s, arm, before = self.seconds(state), self.pure_seconds(rows), 0, set[int]()
+        seconds, pure_s, index, before = self.seconds(state), self.pure_seconds(rows), 0, set[int]()
         all_waiting = waiting + (rows + waiting) * load / (1.0 - load)
-        while arm not in before:
-            before.add(arm)
+        while index not in before:
+            before.add(index)
             # The token that is saved is a row's last: it comes beside prefill if the row ends before the prompts that wait.
             steps = waiting / self.done / (1.0 - load) if self.has_prefill(state) else 0.0
-            beside = 1.0 - (1.0 - 1.0 / ANSWER) ** (TOKENS[arm] * steps)
-            token_s = (beside * seconds[arm] + (1.0 - beside) * pure_s[arm]) / TOKENS[arm]
-            engine_s = self.row * (1 + ARMS[arm]) / TOKENS[arm] * self.has_prefill(state)
+            beside = 1.0 - (1.0 - 1.0 / ANSWER) ** (TOKENS[index] * steps)
+            token_s = (beside * seconds[index] + (1.0 - beside) * pure_s[index]) / TOKENS[index]
+            engine_s = self.row * (1 + KS[index]) / TOKENS[index] * self.has_prefill(state)
             for_slot, for_compute = (0.0, all_waiting) if self.has_prefill(state) else (all_waiting, 0.0)
             if not self.waits_for_slots and not waiting:
                 for_slot = 0.0
             one = [np.array([float(value)]) for value in (rows, token_s, engine_s, for_slot, for_compute)]
-            last, arm = arm, int(saved_request_seconds(TOKENS, (seconds - seconds[0])[None, :], *one)[0].argmax())
-            if arm == last:
-                return arm
+            last, index = index, int(saved_request_seconds(TOKENS, (seconds - seconds[0])[None, :], *one)[0].argmax())
+            if index == last:
+                return index
         return max(before)
 
     def carried_per_s(self) -> float:
         """Requests a second of an engine with more than it can take up, at the best K."""
-        return max(self._carried_per_s(arm) for arm in range(len(ARMS)))
+        return max(self._carried_per_s(index) for index in range(len(KS)))
 
-    def _carried_per_s(self, arm: int) -> float:
+    def _carried_per_s(self, index: int) -> float:
         if self.waits_for_slots:
-            return float(SLOTS * ENDS[arm] / self.seconds((SLOTS, QUEUE))[arm])
+            return float(SLOTS * ENDS[index] / self.seconds((SLOTS, QUEUE))[index])
         moves = np.zeros((SLOTS + 1, SLOTS + 1))
         for rows in range(SLOTS + 1):
             begun = [1.0 - self.done, self.done] if rows < SLOTS else [1.0]
-            for ended, likely in enumerate(_binomial(rows, float(ENDS[arm]))):
+            for ended, likely in enumerate(_binomial(rows, float(ENDS[index]))):
                 for joined, begins in enumerate(begun):
                     moves[rows, rows - ended + joined] += likely * begins
         there = np.linalg.matrix_power(moves, 4096)[0]
-        seconds = np.array([self.seconds((rows, QUEUE))[arm] for rows in range(SLOTS + 1)])
-        return float(there @ (np.arange(SLOTS + 1) * ENDS[arm]) / (there @ seconds))
+        seconds = np.array([self.seconds((rows, QUEUE))[index] for rows in range(SLOTS + 1)])
+        return float(there @ (np.arange(SLOTS + 1) * ENDS[index]) / (there @ seconds))
 
 
 def _binomial(count: int, likely: float) -> list[float]:
@@ -254,7 +254,7 @@ def plan_for(view: GroupView) -> GroupPlan:
     return fleet_plan(view, view.goodput_model())
 
 
-def lengths(view: GroupView) -> tuple[int, int]:
+def ks_of(view: GroupView) -> tuple[int, int]:
     """K of pure decode steps and beside prefill."""
     plan, batch = plan_for(view), FIRST_BATCH_SIZES[BUCKET]
     return k_at(plan.rows, batch), k_at(plan.mixed_rows or plan.rows, batch)
@@ -262,13 +262,13 @@ def lengths(view: GroupView) -> tuple[int, int]:
 
 @pytest.mark.parametrize("drafter_sleeps", [True, False])
 def test_where_rows_wait_for_long_steps_drafts_run_beside_prefill_and_tokens_a_second_would_have_none(drafter_sleeps: bool) -> None:
-    assert lengths(view_of(BESIDE_PREFILL, "throughput")) == (0, 0)
-    assert min(lengths(view_of(BESIDE_PREFILL, drafter_sleeps=drafter_sleeps))) > 0
+    assert ks_of(view_of(BESIDE_PREFILL, "throughput")) == (0, 0)
+    assert min(ks_of(view_of(BESIDE_PREFILL, drafter_sleeps=drafter_sleeps))) > 0
 
 
 def test_where_many_wait_for_prompt_compute_their_time_outweighs_what_rows_save() -> None:
     many = Waits(looks=100.0, busy=100.0, decoding=100.0, beside_prefill=100.0, waiting=1e6, prefilling=100.0)
-    assert lengths(view_of(many)) == (0, 0)
+    assert ks_of(view_of(many)) == (0, 0)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -281,9 +281,9 @@ def test_a_group_whose_acceptance_is_censored_is_planned_by_the_tokens_that_its_
     }
     censored = view.with_evidence(replace(known, cells=cells))
     assert censored.evidence.is_censored
-    assert lengths(censored) == lengths(view)
+    assert ks_of(censored) == ks_of(view)
     none_kept = {cell: told._replace(generated_tokens=told.rows) for cell, told in known.cells.items()}
-    assert lengths(view.with_evidence(replace(known, cells=none_kept))) == (0, 0)
+    assert ks_of(view.with_evidence(replace(known, cells=none_kept))) == (0, 0)
 
 
 @pytest.mark.parametrize("waits", [NO_WAITS, Waits(9.0, 9.0), Waits(9.0, 9.0, 9.0), Waits(900.0, 900.0, 900.0, 8.0, 8.0, 8.0)])
@@ -308,8 +308,8 @@ def off_alone(known: Evidence) -> dict[Cell, CellEvidence]:
 def test_a_k_that_ran_beside_prefill_alone_may_save_time_and_how_long_a_pure_step_takes_is_in_doubt_for_that_step_only() -> None:
     known = evidence(mixed_cells(), 0.05)
     seen = replace(known, cells=off_alone(known))
-    assert lengths(view_of(BESIDE_PREFILL, "throughput").with_evidence(seen)) == (0, 0)
-    assert min(lengths(view_of(BESIDE_PREFILL).with_evidence(seen))) > 0
+    assert ks_of(view_of(BESIDE_PREFILL, "throughput").with_evidence(seen)) == (0, 0)
+    assert min(ks_of(view_of(BESIDE_PREFILL).with_evidence(seen))) > 0
 
 
 @pytest.mark.parametrize(("objective", "sleeps"), [("latency", True), ("throughput", True), ("latency", False)])
@@ -327,7 +327,7 @@ def test_while_prompts_take_most_of_the_time_no_k_is_measured_again_that_makes_a
 
 
 def test_before_any_k_above_0_ran_both_objectives_make_the_same_plan() -> None:
-    known = evidence(mixed_cells(lengths=(0,)), 0.05)
+    known = evidence(mixed_cells(ks=(0,)), 0.05)
     seen = replace(known, cells=off_alone(known))
     plans = [plan_for(view_of(BESIDE_PREFILL, one).with_evidence(seen)) for one in OBJECTIVES]
     assert plans[0] == plans[1]
@@ -364,24 +364,24 @@ def test_what_latency_would_run_is_worked_out_once_and_where_somebody_asks(monke
 
 
 @pytest.mark.parametrize("answer_tokens", [1, 2, 9, 24, 200])
-@pytest.mark.parametrize("arm", [0, 1, 3])
-def test_what_rows_give_beyond_the_end_of_their_answers_counts_nothing(answer_tokens: int, arm: int) -> None:
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_what_rows_give_beyond_the_end_of_their_answers_counts_nothing(answer_tokens: int, k: int) -> None:
     survival, rng = (0.7, 0.5, 0.3), random.Random(answer_tokens)
     steps = 0
     for _ in range(4000):
         left = answer_tokens
         while left > 0:
             drawn = rng.random()
-            left -= 1 + sum(drawn < share for share in survival[:arm])
+            left -= 1 + sum(drawn < share for share in survival[:k])
             steps += 1
-    found = tokens_until_the_end(survival, (0, arm), float(answer_tokens))[1]
+    found = tokens_until_the_end(survival, (0, k), float(answer_tokens))[1]
     assert found == pytest.approx(4000 * answer_tokens / steps, rel=0.1)
 
 
 def test_drafts_beyond_the_end_of_short_answers_are_not_worth_their_time() -> None:
     known = replace(evidence(mixed_cells(), 0.05), answers_per_token=0.5)
-    assert lengths(view_of(BESIDE_PREFILL).with_evidence(known)) == (0, 0)
-    assert min(lengths(view_of(BESIDE_PREFILL).with_evidence(replace(known, answers_per_token=0.01)))) > 0
+    assert ks_of(view_of(BESIDE_PREFILL).with_evidence(known)) == (0, 0)
+    assert min(ks_of(view_of(BESIDE_PREFILL).with_evidence(replace(known, answers_per_token=0.01)))) > 0
 
 
 @pytest.mark.parametrize(("share", "runs"), [(0.9, 1), (1.1, 2)])

@@ -25,7 +25,7 @@ SETTINGS = parse_operator_settings({"mode": "auto", "allowed_num_speculative_tok
 
 def boldest(view: GroupView, model: GoodputModel) -> GroupPlan:
     """The K that is expected to give most, whatever the doubt."""
-    rows = rows_of([model.ks[arm] for arm in np.argmax(model.log_goodput, axis=1)], view.key.max_num_seqs)
+    rows = rows_of([model.ks[k] for k in np.argmax(model.log_goodput, axis=1)], view.key.max_num_seqs)
     return GroupPlan(rows, reasons=tuple((because(Code.OTHER, "boldly"),) for _ in view.buckets))
 
 
@@ -38,7 +38,7 @@ def test_it_steers_engines_and_is_given_what_it_wants_measured() -> None:
     fleet = Fleet([Replica(f"r{number}", 16) for number in range(3)], SETTINGS)
     fleet.run(20.0)
     assert fleet.planned(16) == best_k(16)
-    assert all(replica.length == best_k(16) for replica in fleet.replicas)
+    assert all(replica.k == best_k(16) for replica in fleet.replicas)
     assert fleet.dealt, "what it asked to measure was dealt out"
     (group,) = fleet.state.groups.values()
     assert group.plan is not None

@@ -20,28 +20,28 @@ from nightjar.policy.wire.settings import Local
 from nightjar.policy.wire.switch_cost import PAPER_SWITCH_COST, SwitchCost, SwitchCostRow, format_rows
 from nightjar.policy.words import in_words
 
-ARMS = (0, 1, 3)
+KS = (0, 1, 3)
 EXPLORE, EXPLOIT = 0.0, 0.999
-CONTEXT = LocalContext(max_num_speculative_tokens=3, max_num_seqs=64, allowed=ARMS, seed=7)
+CONTEXT = LocalContext(max_num_speculative_tokens=3, max_num_seqs=64, allowed=KS, seed=7)
 
 
 class Script(Random):
-    """Coins and arms as written down in the test."""
+    """Coins and K as written down in the test."""
 
-    def __init__(self, coins: Sequence[float], arms: Sequence[int]) -> None:
+    def __init__(self, coins: Sequence[float], ks: Sequence[int]) -> None:
         super().__init__(0)
-        self._coins, self._arms = iter(coins), iter(arms)
+        self._coins, self._ks = iter(coins), iter(ks)
 
     def random(self) -> float:
         return next(self._coins)
 
     def randrange(self, start: int, stop: int | None = None, step: int = 1) -> int:
-        assert (start, stop) == (len(ARMS), None)
-        return ARMS.index(next(self._arms))
+        assert (start, stop) == (len(KS), None)
+        return KS.index(next(self._ks))
 
 
-def bandit(coins: Sequence[float], arms: Sequence[int], rows: Sequence[tuple[int, int, float]] = ((100, 4, 0.03),)) -> AdaBinGreedy:
-    return AdaBinGreedy(ARMS, SwitchCost(rows), Script(coins, arms))
+def bandit(coins: Sequence[float], ks: Sequence[int], rows: Sequence[tuple[int, int, float]] = ((100, 4, 0.03),)) -> AdaBinGreedy:
+    return AdaBinGreedy(KS, SwitchCost(rows), Script(coins, ks))
 
 
 def step(planner: AdaBinGreedy, tokens_per_row_and_s: float, *, batch: int = 4, previous: int = 0, lag: int = 0) -> int:
@@ -60,7 +60,7 @@ def learn(planner: AdaBinGreedy, length: int, tokens_per_row_and_s: float, *, ba
 def test_a_trace_worked_out_by_hand() -> None:
     planner = bandit(
         coins=[EXPLORE, EXPLORE, 0.5, EXPLORE, 0.5, EXPLORE, 0.4999, EXPLOIT, EXPLOIT],
-        arms=[3, 0, 1, 0, 3],
+        ks=[3, 0, 1, 0, 3],
     )
     # Block 1, H = 1: one bin of one step explores.
     assert step(planner, 100.0) == 3
@@ -86,25 +86,25 @@ def test_a_trace_worked_out_by_hand() -> None:
 
 def test_the_penalty_is_paid_only_for_coming_back_from_off() -> None:
     for previous, wanted in ((0, 0), (1, 3)):
-        planner = bandit(coins=[EXPLORE, EXPLORE, EXPLOIT], arms=[3, 0])
+        planner = bandit(coins=[EXPLORE, EXPLORE, EXPLOIT], ks=[3, 0])
         step(planner, 100.0)
         step(planner, 80.0)
         assert step(planner, 1.0, previous=previous, lag=100) == wanted
 
 
 def test_each_batch_size_has_a_timeline_of_its_own() -> None:
-    planner = bandit(coins=[EXPLORE] * 3, arms=[3, 1, 0])
+    planner = bandit(coins=[EXPLORE] * 3, ks=[3, 1, 0])
     assert [step(planner, 1.0, batch=4), step(planner, 1.0, batch=5), step(planner, 1.0, batch=4)] == [3, 1, 0]
     assert [timeline.block for timeline in (planner.timeline(4), planner.timeline(5)) if timeline] == [2, 1]
 
 
-def test_an_arm_that_was_never_tried_is_not_exploited() -> None:
-    planner = bandit(coins=[EXPLORE, EXPLORE, EXPLOIT], arms=[1, 1])
+def test_a_k_that_was_never_tried_is_not_exploited() -> None:
+    planner = bandit(coins=[EXPLORE, EXPLORE, EXPLOIT], ks=[1, 1])
     assert [step(planner, 1e-3) for _ in range(3)] == [1, 1, 1]
 
 
 def test_a_bin_explores_while_nothing_was_measured() -> None:
-    planner = bandit(coins=[EXPLORE, EXPLORE, EXPLOIT], arms=[0, 1, 3])
+    planner = bandit(coins=[EXPLORE, EXPLORE, EXPLOIT], ks=[0, 1, 3])
     view = StepView(4, 400, 0, 0, 0, 0.0)
     assert [planner.choose(view) for _ in range(3)] == [0, 1, 3]
 
@@ -119,7 +119,7 @@ def test_a_block_of_h_steps_is_cut_into_bins_of_the_root_of_h(block: int, bins: 
 
 def _bins(last_block: int) -> Iterator[tuple[int, int]]:
     """Block and length of every bin up to a block, as the planner walks through them."""
-    planner = AdaBinGreedy(ARMS, SwitchCost(()), Random(1))
+    planner = AdaBinGreedy(KS, SwitchCost(()), Random(1))
     view = StepView(1, 1, 0, 0, 0, 0.0)
     while True:
         planner.choose(view)
@@ -144,7 +144,7 @@ def test_arms_are_legal_and_held_within_a_bin(steps: list[tuple[int, float, int]
     previous = 0
     for batch, seconds, lag in steps:
         chosen = planner.choose(StepView(batch, 0, previous, lag * batch, lag, 0.0))
-        assert chosen in ARMS
+        assert chosen in KS
         timeline = planner.timeline(batch)
         assert timeline is not None
         assert held.setdefault((batch, timeline.block, timeline.bin), chosen) == chosen
@@ -174,7 +174,7 @@ def test_once_off_was_tried_every_bin_that_does_not_explore_runs_it_where_specul
 
 @pytest.mark.parametrize("batch_buckets", [False, True])
 def test_off_is_found_where_speculation_never_pays(batch_buckets: bool) -> None:
-    """By nearly every engine: an arm that was never tried takes no part, and chance may leave off untried for hundreds of steps."""
+    """By nearly every engine: a K that was never tried takes no part, and chance may leave off untried for hundreds of steps."""
 
     def steps_off(seed: int) -> int:
         planner = LOCAL_PLANNERS["nightjar"]({"batch_buckets": batch_buckets}, CONTEXT._replace(seed=seed))

@@ -33,8 +33,8 @@ def known(
 ) -> Evidence:
     """Evidence by (decode batch, K) -> step seconds, and acceptance on a million rows."""
     cells = {
-        Cell(batch_bucket(batch), length): CellEvidence(steps, steps * math.log(value), steps * batch)
-        for (batch, length), value in seconds.items()
+        Cell(batch_bucket(batch), k): CellEvidence(steps, steps * math.log(value), steps * batch)
+        for (batch, k), value in seconds.items()
     }
     rows = (1e6,) * len(acceptance)
     return Evidence(cells, AcceptanceEvidence(rows, tuple(1e6 * share for share in acceptance)))
@@ -56,7 +56,7 @@ def test_off_is_off_everywhere() -> None:
 
 
 @pytest.mark.parametrize(("wanted", "allowed", "runs"), [(None, None, 5), (4, None, 4), (9, None, 5), (4, (0, 3), 3), (2, (3,), 0)])
-def test_fixed_runs_the_wanted_length_or_the_next_lower_one_that_may_run(
+def test_fixed_runs_the_wanted_k_or_the_next_lower_one_that_may_run(
     wanted: int | None, allowed: tuple[int, ...] | None, runs: int
 ) -> None:
     settings = OperatorSettings(num_speculative_tokens=wanted, allowed_num_speculative_tokens=allowed)
@@ -72,7 +72,7 @@ def test_schedule_runs_the_operators_table_within_the_engines_maximum() -> None:
     assert in_words(plan.summary) == "K=5 at batch 1-4, K=2 at batch 5-16"
 
 
-def test_fleet_takes_the_length_with_the_highest_predicted_goodput_and_says_so() -> None:
+def test_fleet_takes_the_k_with_the_highest_predicted_goodput_and_says_so() -> None:
     plan = plan_for(known({(1, 0): 0.1, (1, 1): 0.11, (1, 3): 0.12, (1, 5): 0.2}))
     assert plan.num_speculative_tokens(1) == 3
     assert in_words(plan.causes(1)).startswith("batch 1: K=3 gives 24.")
@@ -91,7 +91,7 @@ def test_fleet_stays_off_where_speculation_gains_less_than_the_margin_and_its_do
     )
 
 
-def test_fleet_keeps_a_running_length_inside_the_margin_but_never_below_off() -> None:
+def test_fleet_keeps_a_running_k_inside_the_margin_but_never_below_off() -> None:
     running = plan_for(known({(1, 0): 0.1, (1, 1): 0.15, (1, 3): 0.4, (1, 5): 0.6}))
     assert running.num_speculative_tokens(1) == 1
     slow = {(1, 3): 0.4, (1, 5): 0.6}
@@ -109,15 +109,15 @@ def test_a_gain_within_two_deviations_of_what_is_known_changes_nothing() -> None
 
 def test_until_off_was_measured_the_odds_decide_and_the_fuller_the_batch_the_worse_they_are() -> None:
     plan = plan_for(known({(1, 5): 0.05}))
-    lengths = [plan.num_speculative_tokens(batch) for batch in (1, 8, 32)]
-    assert lengths[0] > 0
-    assert lengths == sorted(lengths, reverse=True)
+    ks = [plan.num_speculative_tokens(batch) for batch in (1, 8, 32)]
+    assert ks[0] > 0
+    assert ks == sorted(ks, reverse=True)
     hopeless = known({(1, 5): 0.05}, acceptance=(0.05, 0.0, 0.0, 0.0, 0.0))
     assert in_words(plan_for(hopeless).summary) == "off at batch 1-32"
 
 
 @pytest.mark.parametrize(("accepted", "runs"), [(0.44, 5), (0.2, 0)])
-def test_until_off_was_measured_a_measured_length_goes_on_while_it_is_predicted_no_worse(accepted: float, runs: int) -> None:
+def test_until_off_was_measured_a_measured_k_goes_on_while_it_is_predicted_no_worse(accepted: float, runs: int) -> None:
     """To stop a fleet on a model's guess costs each replica a restart, while one of them measures off in a second."""
     running = plan_for(known({(8, 0): 0.1, (8, 5): 0.1}))
     assert running.num_speculative_tokens(8) == 5
@@ -146,7 +146,7 @@ def test_a_cold_group_changes_nothing_on_fewer_steps_than_one_measurement_has_fo
 
 
 def test_where_only_off_was_measured_speculation_runs_as_measured_batches_nearby_tell() -> None:
-    around = {(batch, length): (0.1 + 0.0005 * batch) * (1.0 + 0.05 * length) for batch in (4, 12) for length in (0, 1, 3, 5)}
+    around = {(batch, k): (0.1 + 0.0005 * batch) * (1.0 + 0.05 * k) for batch in (4, 12) for k in (0, 1, 3, 5)}
     plan = plan_for(known({**around, (8, 0): 0.104}))
     assert plan.num_speculative_tokens(8) == plan.num_speculative_tokens(4) == 5
     assert in_words(plan.causes(8)).startswith("batch 8-11: K=5 gives ~")
@@ -197,10 +197,10 @@ def test_a_plan_is_a_legal_table_and_never_predicted_below_off(
     model = GroupView(KEY, SETTINGS, evidence).goodput_model()
     assert np.isfinite(model.log_goodput).all()
     for batch in range(1, 33):
-        length = plan.num_speculative_tokens(batch)
-        assert length in {0, 1, 3, 5}
+        k = plan.num_speculative_tokens(batch)
+        assert k in {0, 1, 3, 5}
         bucket = batch_bucket(batch)
-        assert model.goodput_tokens_per_s(bucket, length) >= model.goodput_tokens_per_s(bucket, 0)
+        assert model.goodput_tokens_per_s(bucket, k) >= model.goodput_tokens_per_s(bucket, 0)
 
 
 def wanted(evidence: Evidence, batch: int = 1, now_s: float = 0.0, replicas: int = 1) -> set[int]:
@@ -210,12 +210,12 @@ def wanted(evidence: Evidence, batch: int = 1, now_s: float = 0.0, replicas: int
     return {one.cell[1] for one in measurements(view, model, planned).get(batch_bucket(batch), ())}
 
 
-def test_where_nothing_is_known_every_other_length_is_worth_a_measurement_and_so_is_off() -> None:
+def test_where_nothing_is_known_every_other_k_is_worth_a_measurement_and_so_is_off() -> None:
     planned = plan_for(Evidence()).num_speculative_tokens(1)
     assert wanted(Evidence()) == {0, 1, 3, 5} - {planned}
 
 
-def test_a_length_that_could_only_win_by_a_miracle_is_not_worth_a_measurement() -> None:
+def test_a_k_that_could_only_win_by_a_miracle_is_not_worth_a_measurement() -> None:
     assert wanted(known({(1, 0): 0.1, (1, 1): 0.1}, acceptance=(0.01, 0.0, 0.0, 0.0, 0.0))) == set()
     assert wanted(known({(1, 0): 0.1, (1, 1): 0.3}, acceptance=(0.5, 0.2, 0.1, 0.05, 0.02))) == set()
 
@@ -244,7 +244,7 @@ def test_the_model_thinks_little_at_one_row_of_what_is_slow_at_two() -> None:
 @pytest.mark.parametrize(
     ("steps", "replicas", "tried"), [(40.0, 1, False), (60.0, 1, True), (60.0, 2, True), (60.0, 3, False), (200.0, 3, True)]
 )
-def test_a_bucket_at_home_with_one_length_tries_each_other_though_the_model_thinks_little_of_it(
+def test_a_bucket_at_home_with_one_k_tries_each_other_though_the_model_thinks_little_of_it(
     steps: float, replicas: int, tried: bool
 ) -> None:
     assert (5 in wanted(known(SLOW_AT_TWO_ROWS, FALLING, steps), replicas=replicas)) == tried
@@ -258,7 +258,7 @@ def test_it_does_so_once_even_where_the_measurement_was_cut_short(seen_steps: fl
     assert 5 not in wanted(replace(evidence, cells={**evidence.cells, Cell(0, 5): slow}))
 
 
-def test_a_length_that_is_expected_to_give_less_than_half_is_not_tried_even_there() -> None:
+def test_a_k_that_is_expected_to_give_less_than_half_is_not_tried_even_there() -> None:
     assert 5 not in wanted(known({**SLOW_AT_TWO_ROWS, (2, 5): 3.0}, acceptance=(0.76, 0.6, 0.5, 0.1, 0.05), steps=60.0))
 
 
@@ -273,7 +273,7 @@ def test_off_is_measured_again_where_speculation_has_run_for_ten_minutes() -> No
     assert wanted(clear, now_s=601.0) == {0}
 
 
-def test_where_off_has_run_for_ten_minutes_the_best_length_is_measured_again() -> None:
+def test_where_off_has_run_for_ten_minutes_the_best_k_is_measured_again() -> None:
     hopeless = known({(1, 0): 0.1, (1, 1): 0.3, (1, 3): 0.9, (1, 5): 1.5}, steps=200.0)
     assert wanted(hopeless, now_s=599.0) == set()
     assert wanted(hopeless, now_s=601.0) == {1}

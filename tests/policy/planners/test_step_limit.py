@@ -18,7 +18,7 @@ from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse
 from nightjar.policy.words import in_words
 from tests.policy.planners.test_planners import KEY, known
 
-ARMS = (0, 1, 3, 5)
+KS = (0, 1, 3, 5)
 STEPS_S = {(4, 0): 0.020, (4, 1): 0.021, (4, 3): 0.024, (4, 5): 0.029}
 SURE = 2000.0
 """Clean steps of a cell of which little is in doubt."""
@@ -32,7 +32,7 @@ def steady(seconds: dict[tuple[int, int], float], steps: float) -> Evidence:
 
 
 def view(evidence: Evidence, max_step_ms: float | None) -> GroupView:
-    return GroupView(KEY, OperatorSettings(allowed_num_speculative_tokens=ARMS, max_step_ms=max_step_ms), evidence)
+    return GroupView(KEY, OperatorSettings(allowed_num_speculative_tokens=KS, max_step_ms=max_step_ms), evidence)
 
 
 def planned(evidence: Evidence, max_step_ms: float | None) -> GroupPlan:
@@ -40,9 +40,9 @@ def planned(evidence: Evidence, max_step_ms: float | None) -> GroupPlan:
     return fleet_plan(seen, seen.goodput_model())
 
 
-@pytest.mark.parametrize(("max_step_ms", "length"), [(None, 5), (40.0, 5), (26.5, 3), (22.5, 1), (20.5, 0), (1.0, 0)])
-def test_the_best_length_whose_step_keeps_the_limit_runs_and_off_always_may(max_step_ms: float | None, length: int) -> None:
-    assert planned(steady(STEPS_S, SURE), max_step_ms).num_speculative_tokens(4) == length
+@pytest.mark.parametrize(("max_step_ms", "k"), [(None, 5), (40.0, 5), (26.5, 3), (22.5, 1), (20.5, 0), (1.0, 0)])
+def test_the_best_k_whose_step_keeps_the_limit_runs_and_off_always_may(max_step_ms: float | None, k: int) -> None:
+    assert planned(steady(STEPS_S, SURE), max_step_ms).num_speculative_tokens(4) == k
 
 
 def test_where_the_limit_decided_the_reason_says_what_it_forbids() -> None:
@@ -68,10 +68,10 @@ def with_prefill(evidence: Evidence, off_s: float, length_s: float) -> Evidence:
     """Steps of 500 prompt tokens at K = 0, and at each other K."""
     bucket = batch_bucket(4)
     cells = {
-        Cell(bucket, arm, prefill=True): CellEvidence(
-            400, seconds=400 * (length_s if arm else off_s), rows=1600, prefill_tokens=200_000, draft_tokens=1600 * arm
+        Cell(bucket, k, prefill=True): CellEvidence(
+            400, seconds=400 * (length_s if k else off_s), rows=1600, prefill_tokens=200_000, draft_tokens=1600 * k
         )
-        for arm in ARMS
+        for k in KS
     }
     return replace(evidence, mixed_cells=cells)
 
@@ -89,7 +89,7 @@ def test_where_prefill_alone_exceeds_the_limit_pure_decode_steps_decide() -> Non
 
 
 @given(
-    st.dictionaries(st.tuples(st.sampled_from([1, 4, 16, 32]), st.sampled_from(ARMS)), st.floats(0.001, 1.0), max_size=8),
+    st.dictionaries(st.tuples(st.sampled_from([1, 4, 16, 32]), st.sampled_from(KS)), st.floats(0.001, 1.0), max_size=8),
     st.floats(0.5, 2000.0),
     st.floats(1.0, 2000.0),
 )
@@ -100,14 +100,14 @@ def test_whatever_is_known_nothing_beyond_the_limit_is_planned_or_measured(
     model = seen.goodput_model()
     plan = fleet_plan(seen, model)
     chosen = present_indices(seen.with_plan(plan))
-    off_is_known = any(arm == 0 for _, arm in seconds)
+    off_is_known = any(k == 0 for _, k in seconds)
     assert model.limit is not None
     planned_s = (model.limit.most_step_s if off_is_known else model.limit.expected_step_s)[np.arange(len(chosen)), chosen]
     assert (planned_s[chosen > 0] <= max_step_ms / 1e3).all(), "beyond doubt, once off was measured"
     for bucket, wanted in measurements(seen, model, chosen).items():
         for one in wanted:
-            arm = model.ks.index(one.cell[1])
-            assert arm == 0 or model.limit.expected_step_s[bucket, arm] <= max_step_ms / 1e3
+            k = model.ks.index(one.cell[1])
+            assert k == 0 or model.limit.expected_step_s[bucket, k] <= max_step_ms / 1e3
 
 
 @pytest.mark.parametrize("value", [0, -5, float("nan"), 1e9, "fast"])

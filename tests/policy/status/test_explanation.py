@@ -54,10 +54,10 @@ def test_the_plan_decides_where_nobody_else_does_and_says_what_it_predicts() -> 
 
 def test_every_k_comes_with_what_was_predicted_with_its_doubt_and_what_was_measured() -> None:
     explained = of()
-    arms = {arm.num_speculative_tokens: arm for arm in explained.arms}
-    assert list(arms) == [0, 1, 3, 5]
+    by_k = {one.num_speculative_tokens: one for one in explained.arms}
+    assert list(by_k) == [0, 1, 3, 5]
     assert (explained.first_batch_size, explained.last_batch_size) == (4, 5)
-    off, best = arms[0], arms[3]
+    off, best = by_k[0], by_k[3]
     assert best.predicted_tokens_per_s is not None
     assert off.predicted_tokens_per_s is not None
     assert best.gain_over_off == pytest.approx(best.predicted_tokens_per_s / off.predicted_tokens_per_s - 1.0)
@@ -172,7 +172,7 @@ def test_a_dormant_drafter_is_no_reason_where_the_plan_itself_is_off() -> None:
     fleet.run(2.0)
     explained = explain(fleet.state, fleet.decisions, fleet.settings, (), "chat#r1", fleet.now_s)
     assert (explained.decided_by, explained.planned_num_speculative_tokens) == ("planner off", 0)
-    assert [arm.predicted_tokens_per_s for arm in explained.arms] == [None] * len(explained.arms)
+    assert [one.predicted_tokens_per_s for one in explained.arms] == [None] * len(explained.arms)
 
 
 def test_a_measurement_under_way_is_the_answer_while_it_runs() -> None:

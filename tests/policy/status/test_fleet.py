@@ -61,7 +61,7 @@ def test_a_goodput_model_is_what_the_plan_stands_on(learned: Fleet) -> None:
     assert model is not None
     assert known.estimate is not None
     bucket = model.first_batch_sizes.index(16)
-    expected = [known.estimate.goodput_model.goodput_tokens_per_s(bucket, length) for length in (0, 1, 3, 5)]
+    expected = [known.estimate.goodput_model.goodput_tokens_per_s(bucket, k) for k in (0, 1, 3, 5)]
     assert model.goodput_tokens_per_s[bucket] == pytest.approx(expected, abs=0.01)
     assert model.age_s == pytest.approx(learned.now_s - known.estimate.at_s)
 
@@ -140,8 +140,8 @@ def test_before_anything_was_counted_no_gain_is_told_and_over_a_k_that_may_not_r
     assert over_off.share == 0.0, "off itself ran"
 
 
-def true_goodput(batch: int, length: int) -> float:
-    return (1.0 + sum(ACCEPTANCE[:length])) / step_seconds(batch, length)
+def true_goodput(batch: int, k: int) -> float:
+    return (1.0 + sum(ACCEPTANCE[:k])) / step_seconds(batch, k)
 
 
 def test_what_was_measured_is_less_doubtful_than_what_was_not(learned: Fleet) -> None:
@@ -234,9 +234,9 @@ def test_in_shadow_nothing_is_predicted_while_a_single_k_ever_ran_and_the_way_to
     model = groups_of(fleet.state, fleet.now_s)[0].goodput_model
     assert model is not None
     assert (model.num_speculative_tokens, model.gain_deviation) == ((5,), ())
-    arms = explain(fleet.state, fleet.decisions, fleet.settings, (), "a", fleet.now_s).arms
-    assert [arm.num_speculative_tokens for arm in arms if arm.predicted_tokens_per_s is not None] == [5]
-    assert all(arm.gain_over_off is None for arm in arms)
+    explained_ks = explain(fleet.state, fleet.decisions, fleet.settings, (), "a", fleet.now_s).arms
+    assert [one.num_speculative_tokens for one in explained_ks if one.predicted_tokens_per_s is not None] == [5]
+    assert all(one.gain_over_off is None for one in explained_ks)
 
 
 @pytest.mark.parametrize("mode", ["shadow", "off", "auto"])
@@ -245,12 +245,14 @@ def test_a_group_tells_of_the_same_k_as_explain_and_the_same_numbers(mode: str) 
     fleet.run(8.0)
     model = groups_of(fleet.state, fleet.now_s)[0].goodput_model
     assert model is not None
-    arms = explain(fleet.state, fleet.decisions, fleet.settings, (), "a", fleet.now_s).arms
+    explained_ks = explain(fleet.state, fleet.decisions, fleet.settings, (), "a", fleet.now_s).arms
     bucket = model.first_batch_sizes.index(16)
     told = dict(zip(model.num_speculative_tokens, model.goodput_tokens_per_s[bucket], strict=True))
-    explained = {arm.num_speculative_tokens: arm.predicted_tokens_per_s for arm in arms if arm.predicted_tokens_per_s is not None}
+    explained = {
+        one.num_speculative_tokens: one.predicted_tokens_per_s for one in explained_ks if one.predicted_tokens_per_s is not None
+    }
     assert told == pytest.approx(explained, abs=0.01)
-    gains = {arm.num_speculative_tokens for arm in arms if arm.gain_over_off is not None}
+    gains = {one.num_speculative_tokens for one in explained_ks if one.gain_over_off is not None}
     assert gains == (set(told) - {0} if model.gain_deviation else set())
 
 
@@ -271,10 +273,10 @@ def test_in_shadow_a_gain_within_its_doubt_is_not_known_where_too_little_ran_at_
     assert group.not_known.startswith("not known what K=3 gives against K=5: predicted ")
     assert group.not_known.endswith("too little ran at this batch (`nightjar mode auto --for 5m` finds out)")
     assert told.reason == f"shadow, nothing is touched: {group.not_known}"
-    arms = {arm.num_speculative_tokens: arm for arm in explain(
+    by_k = {one.num_speculative_tokens: one for one in explain(
         fleet.state, fleet.decisions, fleet.settings, (), "a", fleet.now_s
     ).arms}  # fmt: skip
-    assert [length for length, arm in arms.items() if not arm.is_gain_known]
+    assert [k for k, one in by_k.items() if not one.is_gain_known]
 
 
 def test_in_shadow_a_group_tells_what_the_k_that_runs_is_predicted_to_give_at_the_same_batch() -> None:

@@ -32,28 +32,28 @@ NGRAM = KEY.model_copy(update={"drafter_kind": "ngram"})
 ROWS = 1e5
 
 
-def evidence(lengths: tuple[int, ...] = (0, 1, 3, 5), acceptance: tuple[float, ...] = ACCEPTANCE) -> Evidence:
+def evidence(ks: tuple[int, ...] = (0, 1, 3, 5), acceptance: tuple[float, ...] = ACCEPTANCE) -> Evidence:
     """The engine of vLLM pull request 32374, measured well at every batch."""
     cells = {}
     for bucket in buckets_up_to(MAX_NUM_SEQS):
         rows = FIRST_BATCH_SIZES[bucket]
-        for length in lengths:
-            cells[Cell(bucket, length)] = CellEvidence(500.0, 500.0 * math.log(step_seconds(rows, length)), 500.0 * rows)
+        for k in ks:
+            cells[Cell(bucket, k)] = CellEvidence(500.0, 500.0 * math.log(step_seconds(rows, k)), 500.0 * rows)
     return Evidence(cells, AcceptanceEvidence((ROWS,) * len(acceptance), tuple(ROWS * share for share in acceptance)))
 
 
 def with_prompts(known: Evidence, steps_per_token: float) -> Evidence:
     """The same, where so many steps with a prompt of 500 tokens come with each generated token."""
     mixed = {
-        Cell(bucket, length, prefill=True): CellEvidence(
+        Cell(bucket, k, prefill=True): CellEvidence(
             200.0,
             rows=200.0 * FIRST_BATCH_SIZES[bucket],
-            seconds=200.0 * (0.03 + step_seconds(FIRST_BATCH_SIZES[bucket], length)),
+            seconds=200.0 * (0.03 + step_seconds(FIRST_BATCH_SIZES[bucket], k)),
             prefill_tokens=200.0 * 500.0,
-            draft_tokens=200.0 * FIRST_BATCH_SIZES[bucket] * length,
+            draft_tokens=200.0 * FIRST_BATCH_SIZES[bucket] * k,
         )
         for bucket in buckets_up_to(MAX_NUM_SEQS)
-        for length in (0, 1, 3)
+        for k in (0, 1, 3)
     }
     return replace(
         known, mixed_cells=mixed, mixed_steps_per_token=steps_per_token, prefill_tokens_per_token=500.0 * steps_per_token
@@ -111,15 +111,15 @@ def test_batches_that_never_ran_are_told_as_such() -> None:
 
 @given(
     shares=st.lists(st.floats(0.01, 1.0), min_size=5, max_size=5),
-    lengths=st.sets(st.sampled_from((0, 1, 3, 5)), min_size=2),
+    ks=st.sets(st.sampled_from((0, 1, 3, 5)), min_size=2),
     steps_per_token=st.sampled_from((0.0, 1e-3, 0.1, 2.0)),
     most=st.integers(1, 300),
 )
 def test_a_table_names_every_number_of_requests_once_and_only_k_that_may_run(
-    shares: list[float], lengths: set[int], steps_per_token: float, most: int
+    shares: list[float], ks: set[int], steps_per_token: float, most: int
 ) -> None:
     acceptance = tuple(math.prod(shares[: position + 1]) for position in range(5))
-    known = evidence(tuple(sorted(lengths)), acceptance)
+    known = evidence(tuple(sorted(ks)), acceptance)
     known = with_prompts(known, steps_per_token) if steps_per_token else known
     within = replace(known, cells={cell: sums for cell, sums in known.cells.items() if cell.batch_bucket in buckets_up_to(most)})
     mixed = {cell: sums for cell, sums in known.mixed_cells.items() if cell.batch_bucket in buckets_up_to(most)}

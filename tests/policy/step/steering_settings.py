@@ -23,16 +23,14 @@ MAX_NUM_SEQS = 16
 
 def table(*rows: tuple[int, int, int], segments: Sequence[ExplorationSegment] = ()) -> Table:
     return Table(
-        rows=tuple(
-            TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=length) for first, last, length in rows
-        ),
+        rows=tuple(TableRow(first_batch_size=first, last_batch_size=last, num_speculative_tokens=k) for first, last, k in rows),
         segments=tuple(segments),
     )
 
 
 def segment(
     segment_id: int,
-    length: int,
+    k: int,
     *,
     first: int = 1,
     last: int = 4,
@@ -44,7 +42,7 @@ def segment(
         segment_id=segment_id,
         first_batch_size=first,
         last_batch_size=last,
-        num_speculative_tokens=length,
+        num_speculative_tokens=k,
         clean_steps=clean_steps,
         time_to_live_s=time_to_live_s,
         beside_prefill=beside_prefill,

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from nightjar.policy.step.steering import allowed_ks, bound, hold
 
-LENGTHS = st.integers(0, 32)
+KS = st.integers(0, 32)
 
 
-@given(st.lists(LENGTHS, max_size=33), st.integers(0, 32))
-def test_allowed_lengths_ascend_from_off_to_at_most_the_engines_maximum(wished: list[int], maximum: int) -> None:
+@given(st.lists(KS, max_size=33), st.integers(0, 32))
+def test_allowed_k_ascend_from_off_to_at_most_the_engines_maximum(wished: list[int], maximum: int) -> None:
     allowed = allowed_ks(wished, maximum)
     assert allowed[0] == 0
     assert list(allowed) == sorted(set(allowed))
@@ -23,16 +23,16 @@ def test_the_engines_maximum_itself_may_run() -> None:
     assert allowed_ks([1, 5, 6], 5) == (0, 1, 5)
 
 
-@given(LENGTHS, st.lists(LENGTHS), st.integers(0, 32))
-def test_a_bound_length_is_the_highest_allowed_up_to_the_proposal(proposed: int, wished: list[int], maximum: int) -> None:
+@given(KS, st.lists(KS), st.integers(0, 32))
+def test_a_bound_k_is_the_highest_allowed_up_to_the_proposal(proposed: int, wished: list[int], maximum: int) -> None:
     allowed = allowed_ks(wished, maximum)
     bounded = bound(proposed, allowed)
     assert bounded in allowed
     assert bounded <= proposed
-    assert not any(bounded < length <= proposed for length in allowed)
+    assert not any(bounded < k <= proposed for k in allowed)
 
 
-@given(LENGTHS, LENGTHS, st.integers(0, 50), st.integers(0, 50))
+@given(KS, KS, st.integers(0, 50), st.integers(0, 50))
 def test_dwell_delays_rises_only(proposed: int, current: int, held_steps: int, dwell_steps: int) -> None:
     held = hold(proposed, current, held_steps, dwell_steps)
     if proposed <= current or held_steps >= dwell_steps:

@@ -18,17 +18,17 @@ MAXIMUM = 3
 @st.composite
 def step_counts(draw: st.DrawFn) -> StepCount:
     rows = draw(st.integers(1, 64))
-    length = draw(st.integers(0, MAXIMUM))
-    survivors = sorted(draw(st.lists(st.integers(0, rows), min_size=length, max_size=length)), reverse=True)
-    padding = [0] * (MAXIMUM - length)
+    k = draw(st.integers(0, MAXIMUM))
+    survivors = sorted(draw(st.lists(st.integers(0, rows), min_size=k, max_size=k)), reverse=True)
+    padding = [0] * (MAXIMUM - k)
     clean = draw(st.booleans())
     return StepCount(
-        num_speculative_tokens=length,
+        num_speculative_tokens=k,
         decode_rows=rows,
         context_tokens=draw(st.integers(0, 10_000)),
         prefill_tokens=0 if clean else draw(st.integers(0, 512)),
         generated_tokens=rows + sum(survivors),
-        reached=[rows] * length + padding,
+        reached=[rows] * k + padding,
         accepted=survivors + padding,
         step_microseconds=draw(st.integers(1, 10_000_000)),
         clean=clean,
@@ -57,7 +57,7 @@ def test_the_totals_hold_every_step_and_the_cells_the_clean_ones(steps: list[Ste
 
 
 @given(st.lists(step_counts(), min_size=1, max_size=40))
-def test_a_cell_sums_time_and_acceptance_of_its_bucket_and_length(steps: list[StepCount]) -> None:
+def test_a_cell_sums_time_and_acceptance_of_its_bucket_and_k(steps: list[StepCount]) -> None:
     for cell in (cell for cell in count(steps).cells if not cell.prefill):
         key = (cell.batch_bucket, cell.num_speculative_tokens)
         own = [step for step in steps if step.clean and (batch_bucket(step.decode_rows), step.num_speculative_tokens) == key]
@@ -108,7 +108,7 @@ def test_a_snapshot_carries_the_engine_the_holds_and_survives_the_wire() -> None
     assert Counters.from_wire(snapshot.to_wire()) == snapshot
 
 
-def test_rows_that_a_drafter_skipped_verify_no_drafts_and_the_step_is_still_one_at_its_length() -> None:
+def test_rows_that_a_drafter_skipped_verify_no_drafts_and_the_step_is_still_one_at_its_k() -> None:
     step = StepCount(2, 8, 800, 0, 9, [8, 8], [1, 0], 1000, clean=True, in_transition=False, undrafted_tokens=14)
     counters = count([step])
     (total,), (cell,) = counters.totals, counters.cells
@@ -116,10 +116,10 @@ def test_rows_that_a_drafter_skipped_verify_no_drafts_and_the_step_is_still_one_
     assert tuple(cell.reached)[:2] == (8, 8)
 
 
-def pure(step_microseconds: int, *, catch_up_tokens: int = 0, length: int = 0, in_transition: bool = False) -> StepCount:
+def pure(step_microseconds: int, *, catch_up_tokens: int = 0, k: int = 0, in_transition: bool = False) -> StepCount:
     clean = not (catch_up_tokens or in_transition)
     none = [0] * MAXIMUM
-    return StepCount(length, 4, 400, 0, 4, none, none, step_microseconds, clean, in_transition, catch_up_tokens)
+    return StepCount(k, 4, 400, 0, 4, none, none, step_microseconds, clean, in_transition, catch_up_tokens)
 
 
 def test_catching_up_costs_what_its_steps_take_longer_than_the_last_steps_of_the_bucket_without() -> None:
@@ -132,7 +132,7 @@ def test_catching_up_costs_what_its_steps_take_longer_than_the_last_steps_of_the
 
 
 def test_a_step_in_catch_up_counts_nothing_where_there_is_no_step_to_compare_it_with() -> None:
-    for before in ([], [pure(1000, length=2)]):
+    for before in ([], [pure(1000, k=2)]):
         assert count([*before, pure(1500, catch_up_tokens=64)]).catch_up.steps == 0
     assert count([pure(1000), pure(1500, catch_up_tokens=64, in_transition=True)]).catch_up.steps == 0
 

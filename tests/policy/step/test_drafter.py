@@ -55,7 +55,7 @@ def run_active(life: DrafterLife, rows: int, hits: int, now_s: float = 0.0) -> N
 
 def test_a_drafter_that_is_kept_in_sync_runs_what_the_plan_proposes() -> None:
     life = DrafterLife(can_be_dormant=False)
-    assert [life.before_step(length, 500, 0.0) for length in (3, 0, 5)] == [(3, 0), (0, 0), (5, 0)]
+    assert [life.before_step(k, 500, 0.0) for k in (3, 0, 5)] == [(3, 0), (0, 0), (5, 0)]
     assert life.state is DrafterState.IN_SYNC
     assert life.wish(500, 0.0) is None
     assert life.memory_step(0.0, 9, 0.0) is MemoryOrder.NONE

@@ -16,7 +16,7 @@ from nightjar.policy.words import in_words
 from tests.policy.step.steering_settings import MAX_NUM_SEQS, segment
 from tests.policy.step.steering_settings import settings as given_settings
 
-ROWS, LENGTH, OFF_S = 8, 3, 0.01
+ROWS, K, OFF_S = 8, 3, 0.01
 ACCEPTANCE = (0.7, 0.4, 0.2)
 TOKENS = 1 + sum(ACCEPTANCE)
 
@@ -27,7 +27,7 @@ class Engine:
     def __init__(self, gain: float, *, expected_s: float = OFF_S, seed: int = 1, bursts: bool = False) -> None:
         self.gain = gain
         self.guard = OffGuard(64)
-        self.guard.adopt([LENGTH] * 65, [OffStep(decode_rows=ROWS, step_seconds=expected_s)])
+        self.guard.adopt([K] * 65, [OffStep(decode_rows=ROWS, step_seconds=expected_s)])
         self.rng = random.Random(seed)
         self.now_s = 0.0
         self.steps = self.off_steps = 0
@@ -45,11 +45,11 @@ class Engine:
         else:
             luck = [self.rng.random() for _ in range(ROWS)]
             tokens = ROWS + sum(value < share for value in luck for share in ACCEPTANCE)
-            self._count(LENGTH, tokens, OFF_S * TOKENS / (1.0 + self.gain) * noise)
+            self._count(K, tokens, OFF_S * TOKENS / (1.0 + self.gain) * noise)
 
-    def _count(self, length: int, tokens: int, seconds: float) -> None:
+    def _count(self, k: int, tokens: int, seconds: float) -> None:
         self.now_s += seconds
-        self.guard.count(ROWS, length, tokens, seconds, self.now_s)
+        self.guard.count(ROWS, k, tokens, seconds, self.now_s)
 
     def run_until_trip(self, longest_s: float) -> float:
         while not self.guard.trips and self.now_s < longest_s:
@@ -98,12 +98,12 @@ def test_each_trip_in_a_row_holds_twice_as_long_and_then_speculation_is_tried_ag
 
 def test_however_many_trips_come_in_a_row_the_hold_is_the_longest_one() -> None:
     guard, now_s, off_s = OffGuard(64), 0.0, 0.1
-    guard.adopt([LENGTH] * 65, [OffStep(decode_rows=ROWS, step_seconds=off_s)])
+    guard.adopt([K] * 65, [OffStep(decode_rows=ROWS, step_seconds=off_s)])
     for number in range(1, 1101):
         while guard.trips < number and now_s < number * 2 * LONGEST_HOLD_S:
-            length, seconds = (0, off_s) if guard.holds(ROWS, now_s) else (LENGTH, 2 * off_s)
+            k, seconds = (0, off_s) if guard.holds(ROWS, now_s) else (K, 2 * off_s)
             now_s += seconds
-            guard.count(ROWS, length, ROWS, seconds, now_s)
+            guard.count(ROWS, k, ROWS, seconds, now_s)
         assert guard.trips == number
         now_s += LONGEST_HOLD_S
         assert not guard.holds(ROWS, now_s)
@@ -119,12 +119,12 @@ def test_a_check_whose_load_leaves_ends_by_itself() -> None:
     assert engine.guard.trips == 0
 
 
-def test_other_lengths_other_batches_and_plans_without_expectation_are_not_judged() -> None:
+def test_other_k_other_batches_and_plans_without_expectation_are_not_judged() -> None:
     guard = OffGuard(64)
-    for lengths, off_steps in (([LENGTH] * 65, ()), ([1] * 65, (OffStep(decode_rows=ROWS, step_seconds=OFF_S),))):
-        guard.adopt(lengths, off_steps)
+    for ks, off_steps in (([K] * 65, ()), ([1] * 65, (OffStep(decode_rows=ROWS, step_seconds=OFF_S),))):
+        guard.adopt(ks, off_steps)
         for number in range(2000):
-            guard.count(ROWS, LENGTH, ROWS, 5.0, float(number))
+            guard.count(ROWS, K, ROWS, 5.0, float(number))
             guard.count(32, 1, 32, 5.0, float(number))
     assert guard.holding == 0
 
@@ -150,22 +150,20 @@ def test_steering_holds_a_tripped_batch_off_says_why_and_still_lets_the_policy_m
     assert steering.choose(4, False, now_s) == 5
 
 
-steps = st.lists(
-    st.tuples(st.sampled_from([1, 8, 64]), st.integers(0, LENGTH), st.floats(0.0, 1.0), st.floats(1e-4, 1e3)), max_size=400
-)
+steps = st.lists(st.tuples(st.sampled_from([1, 8, 64]), st.integers(0, K), st.floats(0.0, 1.0), st.floats(1e-4, 1e3)), max_size=400)
 
 
 @settings(deadline=None)
 @given(steps)
 def test_whatever_steps_come_what_is_held_is_counted_and_a_hold_ends(taken: list[tuple[int, int, float, float]]) -> None:
     guard = OffGuard(64)
-    guard.adopt([LENGTH] * 65, [OffStep(decode_rows=ROWS, step_seconds=OFF_S)])
+    guard.adopt([K] * 65, [OffStep(decode_rows=ROWS, step_seconds=OFF_S)])
     now_s = 0.0
     for rows, wanted, share, seconds in taken:
         now_s += seconds
-        length = 0 if guard.holds(rows, now_s) else wanted
+        k = 0 if guard.holds(rows, now_s) else wanted
         trips = guard.trips
-        guard.count(rows, length, rows + round(share * rows * length), seconds, now_s)
+        guard.count(rows, k, rows + round(share * rows * k), seconds, now_s)
         assert trips <= guard.trips <= trips + 1
         assert 0 <= guard.holding <= len(guard.held_buckets(now_s)) + 1
     assert not any(guard.holds(rows, now_s + 2 * LONGEST_HOLD_S) for rows in range(1, 65))
@@ -176,9 +174,9 @@ def test_whatever_steps_come_what_is_held_is_counted_and_a_hold_ends(taken: list
 @given(st.lists(st.tuples(st.floats(0.2, 1.0), st.floats(1.01, 4.0)), max_size=400))
 def test_a_bucket_in_which_every_step_beats_off_is_never_held(taken: list[tuple[float, float]]) -> None:
     guard = OffGuard(64)
-    guard.adopt([LENGTH] * 65, [OffStep(decode_rows=ROWS, step_seconds=OFF_S)])
+    guard.adopt([K] * 65, [OffStep(decode_rows=ROWS, step_seconds=OFF_S)])
     now_s = 0.0
     for cost, gain in taken:
         now_s += cost * OFF_S
-        guard.count(ROWS, LENGTH, math.ceil(ROWS * gain), cost * OFF_S, now_s)
+        guard.count(ROWS, K, math.ceil(ROWS * gain), cost * OFF_S, now_s)
         assert not guard.holds(ROWS, now_s)

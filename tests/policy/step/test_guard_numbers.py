@@ -7,18 +7,18 @@ import pytest
 from nightjar.policy.step.guard import OffGuard
 from nightjar.policy.wire.settings import OffStep
 
-ROWS, LENGTH, OFF_S = 8, 3, 0.01
+ROWS, K, OFF_S = 8, 3, 0.01
 
 
 def judged(expected_s: float = OFF_S) -> OffGuard:
     guard = OffGuard(64)
-    guard.adopt([LENGTH] * 65, [OffStep(decode_rows=ROWS, step_seconds=expected_s)])
+    guard.adopt([K] * 65, [OffStep(decode_rows=ROWS, step_seconds=expected_s)])
     return guard
 
 
 def speculate(guard: OffGuard, cost: float, now_s: float) -> None:
     """A step that takes `cost` OFF steps and yields what one OFF step would."""
-    guard.count(ROWS, LENGTH, ROWS, cost * OFF_S, now_s)
+    guard.count(ROWS, K, ROWS, cost * OFF_S, now_s)
 
 
 def lose_until_checked(guard: OffGuard, cost: float, now_s: float, step_s: float = 0.125) -> float:
@@ -204,7 +204,7 @@ def test_off_steps_after_a_check_are_no_part_of_another() -> None:
 
 def test_a_check_asks_only_for_off_steps_of_its_own_bucket() -> None:
     guard = OffGuard(64)
-    guard.adopt([LENGTH] * 65, [OffStep(decode_rows=rows, step_seconds=OFF_S) for rows in (1, ROWS)])
+    guard.adopt([K] * 65, [OffStep(decode_rows=rows, step_seconds=OFF_S) for rows in (1, ROWS)])
     now_s = lose_until_checked(guard, 2.0, 0.0)
     assert guard.holds(ROWS, now_s)
     assert not guard.holds(1, now_s)
@@ -216,29 +216,29 @@ def test_a_check_asks_only_for_off_steps_of_its_own_bucket() -> None:
 def test_a_step_without_rows_and_one_before_any_plan_are_not_judged() -> None:
     guard = OffGuard(64)
     for rows in (0, 1, 64, 65):
-        guard.count(rows, LENGTH, rows, OFF_S, 0.0)
-    guard.adopt([LENGTH] * 65, [OffStep(decode_rows=1, step_seconds=OFF_S)])
-    guard.count(0, LENGTH, 0, OFF_S, 0.0)
+        guard.count(rows, K, rows, OFF_S, 0.0)
+    guard.adopt([K] * 65, [OffStep(decode_rows=1, step_seconds=OFF_S)])
+    guard.count(0, K, 0, OFF_S, 0.0)
     assert guard.holding == 0
 
 
 @pytest.mark.parametrize("rows", [1, 64])
 def test_the_smallest_and_the_largest_batch_are_judged_too(rows: int) -> None:
     guard = OffGuard(64)
-    guard.adopt([LENGTH] * 65, [OffStep(decode_rows=rows, step_seconds=OFF_S)])
+    guard.adopt([K] * 65, [OffStep(decode_rows=rows, step_seconds=OFF_S)])
     for number in range(200):
-        guard.count(rows, LENGTH, rows, 2 * OFF_S, float(number))
+        guard.count(rows, K, rows, 2 * OFF_S, float(number))
     assert guard.holding == 1
 
 
 def test_a_batch_above_the_engines_own_is_not_judged_and_is_held_with_the_largest() -> None:
     guard = OffGuard(64)
-    guard.adopt([LENGTH] * 65, [OffStep(decode_rows=64, step_seconds=OFF_S)])
+    guard.adopt([K] * 65, [OffStep(decode_rows=64, step_seconds=OFF_S)])
     for number in range(200):
-        guard.count(65, LENGTH, 65, 2 * OFF_S, float(number))
+        guard.count(65, K, 65, 2 * OFF_S, float(number))
     assert guard.holding == 0
     for number in range(200):
-        guard.count(64, LENGTH, 64, 2 * OFF_S, float(number))
+        guard.count(64, K, 64, 2 * OFF_S, float(number))
         if guard.holding:
             assert guard.holds(70, float(number))
             break
@@ -247,32 +247,32 @@ def test_a_batch_above_the_engines_own_is_not_judged_and_is_held_with_the_larges
 
 def test_between_two_expectations_the_seconds_are_interpolated() -> None:
     guard = OffGuard(64)
-    guard.adopt([LENGTH] * 65, [OffStep(decode_rows=6, step_seconds=0.01), OffStep(decode_rows=10, step_seconds=0.03)])
+    guard.adopt([K] * 65, [OffStep(decode_rows=6, step_seconds=0.01), OffStep(decode_rows=10, step_seconds=0.03)])
     for number in range(2000):
-        guard.count(8, LENGTH, 8, 0.02, float(number))
+        guard.count(8, K, 8, 0.02, float(number))
     assert guard.holding == 0
     for number in range(2000, 4000):
-        guard.count(8, LENGTH, 8, 0.024, float(number))
+        guard.count(8, K, 8, 0.024, float(number))
     assert guard.holding == 1
 
 
 @pytest.mark.parametrize("rows", [1, 9, 64])
-def test_a_plan_that_changes_the_length_of_a_bucket_is_judged_anew_there_and_one_that_keeps_it_is_not(rows: int) -> None:
+def test_a_plan_that_changes_the_k_of_a_bucket_is_judged_anew_there_and_one_that_keeps_it_is_not(rows: int) -> None:
     off_steps = [OffStep(decode_rows=rows, step_seconds=OFF_S)]
 
-    def held_at_step(first_length: int) -> int:
+    def held_at_step(first_k: int) -> int:
         guard = OffGuard(64)
-        lengths = [LENGTH] * 65
-        lengths[rows] = first_length
-        guard.adopt(lengths, off_steps)
+        ks = [K] * 65
+        ks[rows] = first_k
+        guard.adopt(ks, off_steps)
         for number in range(600):
-            guard.count(rows, first_length, rows, OFF_S, -100.0 + number * 0.01)
-        guard.adopt([LENGTH] * 65, off_steps)
+            guard.count(rows, first_k, rows, OFF_S, -100.0 + number * 0.01)
+        guard.adopt([K] * 65, off_steps)
         number = 0
         while not guard.holding:
-            guard.count(rows, LENGTH, rows, 1.5 * OFF_S, float(number))
+            guard.count(rows, K, rows, 1.5 * OFF_S, float(number))
             number += 1
         return number
 
-    assert held_at_step(LENGTH) == 16
-    assert held_at_step(LENGTH + 1) > 30
+    assert held_at_step(K) == 16
+    assert held_at_step(K + 1) > 30

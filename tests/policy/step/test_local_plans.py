@@ -84,7 +84,7 @@ def test_the_planner_sees_the_step_and_what_ran_before() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(-5, 40), st.booleans(), st.integers(0, 2 * MAX_NUM_SEQS)), min_size=1, max_size=40))
-def test_whatever_a_planner_answers_only_an_allowed_length_runs_and_prefill_never_raises_it(
+def test_whatever_a_planner_answers_only_an_allowed_k_runs_and_prefill_never_raises_it(
     steps: list[tuple[int, bool, int]],
 ) -> None:
     engine = Engine(*(answer for answer, _, _ in steps))
@@ -97,14 +97,14 @@ def test_whatever_a_planner_answers_only_an_allowed_length_runs_and_prefill_neve
         previous = chosen
 
 
-def test_in_a_step_with_prefill_the_length_falls_to_what_the_planner_would_keep() -> None:
+def test_in_a_step_with_prefill_the_k_falls_to_what_the_planner_would_keep() -> None:
     engine = Engine(5)
     engine.adopt()
     assert [engine.steering.choose(4, False, 0.0), engine.steering.choose(4, True, 0.0)] == [5, 1]
 
 
 @pytest.mark.parametrize(
-    ("answer", "in_mixed", "lengths", "reason"),
+    ("answer", "in_mixed", "ks", "reason"),
     [
         (5, 3, [5, 3], "the engine's own planner chose it"),
         (5, 5, [5, 5], "a step with prefill keeps the last K and never raises it"),
@@ -115,16 +115,16 @@ def test_in_a_step_with_prefill_the_length_falls_to_what_the_planner_would_keep(
     ],
 )
 def test_a_planners_answer_is_bound_from_both_sides_and_a_step_says_who_chose(
-    answer: int, in_mixed: int, lengths: list[int], reason: str
+    answer: int, in_mixed: int, ks: list[int], reason: str
 ) -> None:
     engine = Engine(answer)
     engine.adopt()
     engine.built[0].in_mixed = in_mixed
-    assert [engine.steering.choose(4, False, 0.0), engine.steering.choose(4, True, 0.0)] == lengths
+    assert [engine.steering.choose(4, False, 0.0), engine.steering.choose(4, True, 0.0)] == ks
     assert in_words(engine.steering.causes) == reason
 
 
-def test_a_planner_that_plans_mixed_steps_is_asked_in_them_and_may_raise_the_length() -> None:
+def test_a_planner_that_plans_mixed_steps_is_asked_in_them_and_may_raise_the_k() -> None:
     engine = Engine(1, 5)
     engine.adopt()
     engine.built[0].plans_mixed_steps = True
@@ -138,7 +138,7 @@ def test_a_first_step_with_prefill_does_not_ask_the_planner_and_drafts_nothing()
     assert engine.steering.choose(4, True, 0.0) == 0
 
 
-def test_the_most_that_a_step_may_get_is_the_highest_allowed_length() -> None:
+def test_the_most_that_a_step_may_get_is_the_highest_allowed_k() -> None:
     engine = Engine()
     engine.adopt(allowed=(0, 1, 3))
     assert engine.steering.most(4, 0.0) == 3
@@ -179,7 +179,7 @@ def test_what_the_guard_suspected_of_a_table_is_forgotten_when_an_engine_plans_f
     assert steps_until_held(3) == anew
 
 
-def test_a_step_of_prefill_alone_keeps_the_length() -> None:
+def test_a_step_of_prefill_alone_keeps_the_k() -> None:
     engine = Engine(5)
     engine.adopt()
     assert [engine.steering.choose(4, False, 0.0), engine.steering.choose(0, True, 0.0)] == [5, 5]

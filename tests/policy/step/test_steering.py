@@ -29,40 +29,40 @@ def make_steering() -> Steering:
 
 
 def run(steering: Steering, steps: Iterable[tuple[int, bool]], now_s: float = 0.0) -> list[int]:
-    lengths = []
+    ks = []
     for decode_batch_size, has_prefill in steps:
         chosen = steering.choose(decode_batch_size, has_prefill, now_s)
         assert chosen is not None
-        lengths.append(chosen)
-    return lengths
+        ks.append(chosen)
+    return ks
 
 
 def run_clean(steering: Steering, decode_batch_size: int, count: int, now_s: float = 0.0) -> list[int]:
     """Pure decode steps, each one counted as clean when it is done."""
-    lengths = []
+    ks = []
     for _ in range(count):
-        lengths += run(steering, [(decode_batch_size, False)], now_s)
-        steering.count_clean_step(decode_batch_size, lengths[-1])
-    return lengths
+        ks += run(steering, [(decode_batch_size, False)], now_s)
+        steering.count_clean_step(decode_batch_size, ks[-1])
+    return ks
 
 
-def test_without_settings_the_engine_keeps_its_own_length() -> None:
+def test_without_settings_the_engine_keeps_its_own_k() -> None:
     assert make_steering().choose(1, False, 0.0) is None
 
 
-def test_the_table_gives_the_length_by_decode_batch_size() -> None:
+def test_the_table_gives_the_k_by_decode_batch_size() -> None:
     steering = make_steering()
     steering.adopt(settings(table((2, 4, 5), (6, 8, 1))), 0.0)
     assert run(steering, [(size, False) for size in (1, 2, 4, 5, 6, 8, 9, 16)]) == [5, 5, 5, 5, 1, 1, 0, 0]
 
 
 @given(PLANS, ALLOWED, st.integers(0, 8), STEPS)
-def test_every_length_is_allowed_and_within_the_engines_maximum(
+def test_every_k_is_allowed_and_within_the_engines_maximum(
     plan: Table, allowed: tuple[int, ...], dwell: int, steps: list[tuple[int, bool]]
 ) -> None:
     steering = make_steering()
     assert steering.adopt(settings(plan, allowed=allowed, dwell_steps=dwell), 0.0) == ""
-    legal = {0, *(length for length in allowed if length <= MAX_NUM_SPECULATIVE_TOKENS)}
+    legal = {0, *(k for k in allowed if k <= MAX_NUM_SPECULATIVE_TOKENS)}
     assert set(run(steering, steps)) <= legal
 
 
@@ -84,18 +84,18 @@ def test_off_is_reached_in_the_very_next_step(steps: list[tuple[int, bool]], has
 
 
 @given(PLANS, PLANS, st.integers(0, 8), st.integers(1, MAX_NUM_SEQS), st.lists(st.booleans(), min_size=2, max_size=40))
-def test_between_the_two_lengths_of_a_batch_a_change_waits_for_nothing(
+def test_between_the_two_k_of_a_batch_a_change_waits_for_nothing(
     pure: Table, mixed: Table, dwell: int, batch: int, follows: list[bool]
 ) -> None:
     steering = make_steering()
     plan = pure.model_copy(update={"mixed_rows": mixed.rows})
     steering.adopt(settings(plan, allowed=tuple(range(MAX_NUM_SPECULATIVE_TOKENS + 1)), dwell_steps=dwell), 0.0)
     chosen = [steering.choose(batch, has_prefill=True, now_s=0.0, prefill_follows=does) for does in follows]
-    for length, does in zip(chosen, follows, strict=True):
-        assert length == min(k_at((mixed if does else pure).rows, batch), MAX_NUM_SPECULATIVE_TOKENS)
+    for k, does in zip(chosen, follows, strict=True):
+        assert k == min(k_at((mixed if does else pure).rows, batch), MAX_NUM_SPECULATIVE_TOKENS)
 
 
-def test_an_engines_first_step_takes_the_plans_length_also_with_prefill_so_that_its_drafter_reads_the_prompts() -> None:
+def test_an_engines_first_step_takes_the_plans_k_also_with_prefill_so_that_its_drafter_reads_the_prompts() -> None:
     steering = make_steering()
     steering.adopt(settings(), 0.0)
     assert run(steering, [(0, True), (2, True), (2, False)]) == [5, 5, 5]
@@ -116,19 +116,19 @@ def test_the_most_announced_for_a_step_holds_where_prefill_follows_too() -> None
     assert [steering.most(batch, 0.0) for batch in (2, 8)] == [3, 1]
 
 
-def test_a_step_with_prefill_takes_the_tables_length_as_any_other() -> None:
+def test_a_step_with_prefill_takes_the_tables_k_as_any_other() -> None:
     steering = make_steering()
     steering.adopt(settings(), 0.0)
     assert run(steering, [(6, False), (2, True), (2, False), (2, True), (10, True)]) == [1, 5, 5, 5, 0]
 
 
 @given(PLANS, st.integers(1, 8), STEPS)
-def test_a_rise_waits_until_the_length_was_held_for_dwell_steps(plan: Table, dwell: int, steps: list[tuple[int, bool]]) -> None:
+def test_a_rise_waits_until_the_k_was_held_for_dwell_steps(plan: Table, dwell: int, steps: list[tuple[int, bool]]) -> None:
     steering = make_steering()
     steering.adopt(settings(plan, dwell_steps=dwell), 0.0)
-    lengths = run(steering, steps)
+    ks = run(steering, steps)
     held = 0
-    for before, now in pairwise(lengths):
+    for before, now in pairwise(ks):
         held += 1
         if now > before:
             assert held >= dwell
@@ -165,8 +165,8 @@ def test_a_newer_incarnation_wins_over_any_sequence() -> None:
 def test_inv_4_settings_that_nobody_confirms_allow_only_off_after_their_age(mode: str) -> None:
     steering = make_steering()
     steering.adopt(settings(mode=mode, max_age_s=10.0), 100.0)
-    lengths = [run(steering, [(1, False)], now_s)[0] > 0 for now_s in (100.0, 110.0, 110.1)]
-    assert lengths == [True, True, False]
+    ks = [run(steering, [(1, False)], now_s)[0] > 0 for now_s in (100.0, 110.0, 110.1)]
+    assert ks == [True, True, False]
     assert "too old" in in_words(steering.causes)
 
 
@@ -235,10 +235,10 @@ def test_a_segment_runs_exactly_its_clean_steps_once_also_when_sent_again(clean_
     steering = make_steering()
     plan = table((1, 16, 1), segments=[segment(7, 3, clean_steps=clean_steps)])
     steering.adopt(settings(plan, dwell_steps=100), 0.0)
-    lengths = run_clean(steering, 2, min(resend_after, clean_steps))
+    ks = run_clean(steering, 2, min(resend_after, clean_steps))
     steering.adopt(settings(plan, dwell_steps=100, sequence=2), 1.0)
-    lengths += run_clean(steering, 2, clean_steps + 5, 1.0)
-    assert lengths.count(3) == clean_steps
+    ks += run_clean(steering, 2, clean_steps + 5, 1.0)
+    assert ks.count(3) == clean_steps
     assert steering.finished_segment_id == 7
     steering.adopt(settings(plan, dwell_steps=100, sequence=3), 2.0)
     assert 3 not in run_clean(steering, 2, 5, 2.0)
@@ -292,13 +292,13 @@ def test_a_segment_that_is_no_longer_sent_ends() -> None:
 
 
 @pytest.mark.parametrize("unusable", [segment(7, 4), segment(7, 9)])
-def test_a_segment_with_a_length_that_may_not_run_is_left_out(unusable: ExplorationSegment) -> None:
+def test_a_segment_with_a_k_that_may_not_run_is_left_out(unusable: ExplorationSegment) -> None:
     steering = make_steering()
     steering.adopt(settings(table((1, 16, 1), segments=[unusable])), 0.0)
     assert run(steering, [(2, False)]) == [1]
 
 
-def test_a_step_with_prefill_does_not_start_a_segment_that_is_above_the_last_length() -> None:
+def test_a_step_with_prefill_does_not_start_a_segment_that_is_above_the_last_k() -> None:
     steering = make_steering()
     steering.adopt(settings(table((1, 16, 1), segments=[segment(7, 5)])), 0.0)
     assert run(steering, [(10, False), (2, True), (2, False), (2, True)]) == [1, 1, 5, 5]
@@ -322,12 +322,12 @@ def test_a_segment_beside_prefill_runs_exactly_its_steps_in_whatever_steps_come(
     steering = make_steering()
     plan = table((1, 16, 1), segments=[segment(7, 3, clean_steps=clean_steps, beside_prefill=True)])
     steering.adopt(settings(plan, dwell_steps=0), 0.0)
-    lengths = []
+    ks = []
     for has_prefill in prefills:
-        lengths += run(steering, [(2, has_prefill)])
+        ks += run(steering, [(2, has_prefill)])
         count = steering.count_prefill_step if has_prefill else steering.count_clean_step
-        count(2, lengths[-1])
-    assert lengths == [3] * clean_steps + [1] * (30 - clean_steps)
+        count(2, ks[-1])
+    assert ks == [3] * clean_steps + [1] * (30 - clean_steps)
     assert steering.finished_segment_id == 7
 
 
@@ -339,7 +339,7 @@ def test_steps_with_prefill_do_not_advance_a_segment_that_is_of_clean_steps() ->
     assert steering.finished_segment_id == 0
 
 
-def test_a_segment_beside_prefill_waits_for_its_batch_and_counts_only_its_own_length() -> None:
+def test_a_segment_beside_prefill_waits_for_its_batch_and_counts_only_its_own_k() -> None:
     steering = make_steering()
     steering.adopt(settings(table((1, 16, 1), segments=[segment(7, 3, clean_steps=1, beside_prefill=True)])), 0.0)
     assert run(steering, [(10, True), (0, True)]) == [1, 1]
@@ -416,7 +416,7 @@ def test_the_replicas_own_auto_runs_the_plan_and_its_own_shadow_only_shows_it() 
 
 
 @pytest.mark.parametrize(
-    ("steps", "lengths", "reason"),
+    ("steps", "ks", "reason"),
     [
         ([(2, False)], [5], "the plan's K for this decode batch"),
         ([(2, True)], [5], "the plan's K for this decode batch"),
@@ -427,15 +427,15 @@ def test_the_replicas_own_auto_runs_the_plan_and_its_own_shadow_only_shows_it() 
         ([(2, False), (10, True)], [5, 3], "the plan's K for this decode batch"),
     ],
 )
-def test_a_step_says_where_its_length_comes_from(steps: list[tuple[int, bool]], lengths: list[int], reason: str) -> None:
+def test_a_step_says_where_its_k_comes_from(steps: list[tuple[int, bool]], ks: list[int], reason: str) -> None:
     steering = make_steering()
     segments = [segment(1, 0, first=2, last=2)] if (10, False) in steps else []
     steering.adopt(settings(table((1, 4, 5), (5, 8, 1), (9, 12, 3), segments=segments)), 0.0)
-    assert run(steering, steps) == lengths
+    assert run(steering, steps) == ks
     assert in_words(steering.causes) == reason
 
 
-def test_a_step_before_prefill_says_that_its_length_is_the_one_for_that() -> None:
+def test_a_step_before_prefill_says_that_its_k_is_the_one_for_that() -> None:
     steering = make_steering()
     steering.adopt(settings(table((1, 16, 3)).model_copy(update={"mixed_rows": table((1, 16, 1)).rows})), 0.0)
     assert steering.choose(2, has_prefill=True, now_s=0.0, prefill_follows=True) == 1

@@ -77,14 +77,14 @@ def test_where_graphs_were_captured_for_some_k_alone_no_other_may_run(
     maximum: int, tiers: list[int], allowed: tuple[int, ...] | None
 ) -> None:
     settings = OperatorSettings(allowed_num_speculative_tokens=allowed)
-    captured = {length for length in (0, *tiers) if length <= maximum}
+    captured = {k for k in (0, *tiers) if k <= maximum}
     assert set(settings.runnable_ks(maximum, tiers)) == (captured if allowed is None else captured & {0, *allowed})
 
 
 @given(maximum=st.integers(0, 32), allowed=st.none() | st.lists(st.integers(0, 32), max_size=6).map(tuple))
-def test_arms_ascend_from_off_to_at_most_the_engines_maximum(maximum: int, allowed: tuple[int, ...] | None) -> None:
-    arms = OperatorSettings(allowed_num_speculative_tokens=allowed).runnable_ks(maximum)
-    assert arms[0] == 0
-    assert list(arms) == sorted(set(arms))
-    assert arms[-1] <= maximum
-    assert allowed is not None or arms[-1] == maximum
+def test_k_ascend_from_off_to_at_most_the_engines_maximum(maximum: int, allowed: tuple[int, ...] | None) -> None:
+    ks = OperatorSettings(allowed_num_speculative_tokens=allowed).runnable_ks(maximum)
+    assert ks[0] == 0
+    assert list(ks) == sorted(set(ks))
+    assert ks[-1] <= maximum
+    assert allowed is not None or ks[-1] == maximum

@@ -42,18 +42,18 @@ from nightjar.policy.wire.settings import (
 )
 from nightjar.policy.wire.status import FleetStatus, PolicyStatus
 
-lengths = st.integers(0, 32)
+ks = st.integers(0, 32)
 counts = st.integers(0, (1 << 53) - 1)
 seconds = st.floats(0.0, 1e9)
 names = st.text(min_size=1, max_size=20)
 reasons = st.text(max_size=40)
-modes = st.sampled_from(["auto", "shadow", "off"]) | lengths.map(lambda length: f"pin={length}")
+modes = st.sampled_from(["auto", "shadow", "off"]) | ks.map(lambda k: f"pin={k}")
 versions = st.builds(SettingsVersion, incarnation=counts, sequence=counts)
 positions = st.lists(counts, max_size=5).map(tuple)
 cells = st.builds(
     CellCounters,
     batch_bucket=st.integers(0, 63),
-    num_speculative_tokens=lengths,
+    num_speculative_tokens=ks,
     steps=counts,
     step_seconds=seconds,
     log_step_seconds=st.floats(-1e12, 1e12),
@@ -61,7 +61,7 @@ cells = st.builds(
     reached=positions,
     accepted=positions,
 )
-totals = st.builds(StepTotals, num_speculative_tokens=lengths, steps=counts, generated_tokens=counts)
+totals = st.builds(StepTotals, num_speculative_tokens=ks, steps=counts, generated_tokens=counts)
 counters = st.builds(
     Counters,
     engine_id=names,
@@ -79,7 +79,7 @@ snapshots = st.builds(
     restart_wish=st.none() | st.builds(RestartWish, wish_id=st.integers(1, 1 << 52), lag_tokens=counts, reload=st.booleans()),
     drafter=st.builds(DrafterCounters, lag_tokens=counts, recomputed_tokens=counts, reason=reasons),
 )
-groups = st.builds(GroupKey, target=names, draft=reasons, max_num_speculative_tokens=lengths, max_num_seqs=st.integers(1, 4096))
+groups = st.builds(GroupKey, target=names, draft=reasons, max_num_speculative_tokens=ks, max_num_seqs=st.integers(1, 4096))
 reports = st.builds(
     LoadReport,
     replica_id=names,
@@ -96,7 +96,7 @@ reports = st.builds(
 def tables(draw: st.DrawFn) -> Table:
     edges = sorted(draw(st.sets(st.integers(0, 4096), min_size=1, max_size=6)))
     rows = tuple(
-        TableRow(first_batch_size=first, last_batch_size=following - 1, num_speculative_tokens=draw(lengths))
+        TableRow(first_batch_size=first, last_batch_size=following - 1, num_speculative_tokens=draw(ks))
         for first, following in zip(edges, [*edges[1:], 4097], strict=True)
     )
     segments = st.builds(
@@ -104,7 +104,7 @@ def tables(draw: st.DrawFn) -> Table:
         segment_id=st.integers(1, 1 << 52),
         first_batch_size=st.integers(0, 4096),
         last_batch_size=st.integers(0, 4096),
-        num_speculative_tokens=lengths,
+        num_speculative_tokens=ks,
         clean_steps=st.integers(1, 10_000),
         time_to_live_s=seconds,
     )
@@ -121,7 +121,7 @@ all_settings = st.builds(
     Settings,
     mode=modes.map(Mode.parse),
     plan=tables() | local_plans,
-    allowed_num_speculative_tokens=st.lists(lengths, min_size=1, max_size=5).map(tuple),
+    allowed_num_speculative_tokens=st.lists(ks, min_size=1, max_size=5).map(tuple),
     restarts=st.builds(RestartLimits, leases=st.lists(leases, max_size=2).map(tuple), causes=some_causes),
     causes=some_causes,
 )

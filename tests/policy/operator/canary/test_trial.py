@@ -87,7 +87,7 @@ def test_a_limit_of_a_step_is_tried_by_the_canary_alone() -> None:
     fleet.run(BASELINE_S + 2.0)
     phase, members = canary_of(fleet)
     assert phase == "trial"
-    assert {replica.replica_id: replica.length for replica in fleet.replicas} == {
+    assert {replica.replica_id: replica.k for replica in fleet.replicas} == {
         f"r{number}": 0 if f"r{number}" in members else 3 for number in range(4)
     }
 
