@@ -64,7 +64,7 @@ def render_report(summary: RunSummary, regime: Regime, rows: Sequence[RequestRow
         facts="; ".join(_facts(summary)),
         run="; ".join(_run_facts(summary)),
         speeds=_speeds(summary),
-        lengths=_drawn(_K, runs[-1:], killed_at_s) if runs else None,
+        ks=_drawn(_K, runs[-1:], killed_at_s) if runs else None,
         learning=learning_in_words(samples, summary.modes[-1]) if summary.modes else "",
         heads=columns(summary.phases),
         rows=[(table_cells(row), row.phase == ALL_PHASES) for row in shown_rows(summary.phases)],

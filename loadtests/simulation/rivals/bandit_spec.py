@@ -53,7 +53,7 @@ class _Bandit:
 
 
 class BanditSpec:
-    """UCB over `arms`. Deterministic: it draws no random numbers."""
+    """UCB over `ks`. Deterministic: it draws no random numbers."""
 
     plans_mixed_steps = False
 
@@ -64,7 +64,7 @@ class BanditSpec:
         self._bandits: dict[int, _Bandit] = {}
 
     def choose(self, view: StepView) -> int:
-        """The arm whose turn it is in the warm-up, and then the one with the highest upper confidence bound."""
+        """The K whose turn it is in the warm-up, and then the one with the highest upper confidence bound."""
         bandit = self._bandit(view.decode_batch_size)
         if 0 < bandit.held_steps < STEPS_OF_A_NEW_K:
             bandit.held_steps += 1

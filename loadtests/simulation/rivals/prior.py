@@ -133,7 +133,7 @@ class StepTimesLookup:
 def nominal_speeds(
     step_seconds: StepSeconds, survival: Sequence[float], ks: Sequence[int], *, max_num_seqs: int, context_tokens_per_row: int
 ) -> dict[int, dict[int, float]]:
-    """Tokens per second of a row, by decode batch size from 1 to `max_num_seqs` and K of `arms`.
+    """Tokens per second of a row, by decode batch size from 1 to `max_num_seqs` and K of `ks`.
 
     survival[i] is the probability that more than i draft tokens are accepted.
     """
