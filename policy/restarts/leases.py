@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Final
 
-from nightjar.policy.evidence.catch_up import LEAST_STEPS, CatchUpEvidence, NewRestarts, merge_catch_up
+from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts, merge_catch_up
+from nightjar.policy.evidence.robust import LEAST_STEPS
 from nightjar.policy.evidence.step_time import STARTING_STEP_SECONDS
 from nightjar.policy.restarts.budget import OpenLease, PricedWish, Probes, grant, still_open
 from nightjar.policy.restarts.on_time import LoadState, LoadTracker, TransitionCounts, Values
