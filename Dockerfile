@@ -3,13 +3,16 @@
 #
 #   DIGESTS="--build-arg PYTHON_DIGEST=sha256:... --build-arg VLLM_DIGEST=sha256:... --build-arg RAY_LLM_DIGEST=sha256:..."
 #   docker build $DIGESTS --target cpu  --tag nightjar-serve-cpu:0.1.0 .    serves on CPU, with the small models inside
-#   docker build $DIGESTS --target gpu  --tag nightjar-serve-gpu:0.1.0 .    serves on NVIDIA GPUs, on vLLM's own image: nodes with driver 580 or newer
+#   docker build $DIGESTS --target gpu  --tag nightjar-serve-gpu:0.1.0 .    serves on NVIDIA GPUs, on vLLM's own image: nodes with driver 580 or newer;
+#                                                                          with --build-arg VLLM_VERSION=0.33.0 on that one (and its digest)
 #   docker build $DIGESTS --target ray-llm --tag nightjar-ray-llm:0.1.0 .   for applications of ray.serve.llm, on Ray's own image with Ray's vLLM
 #   docker build $DIGESTS --target load --tag nightjar-serve-load:0.1.0 .   Locust and its load, without Ray and vLLM
 
 ARG PYTHON=python:3.11.14-slim-bookworm
 # Python 3.12 and CUDA 13 both. Theirs are FlashInfer's compiled kernels, which `pip install vllm` does not bring.
-ARG VLLM=vllm/vllm-openai:v0.32.0
+# Any version of the extra `vllm` that `make contract` reads: what is added to it is the same for all.
+ARG VLLM_VERSION=0.32.0
+ARG VLLM=vllm/vllm-openai:v${VLLM_VERSION}
 ARG RAY_LLM=rayproject/ray-llm:2.60.0-py312-cu130
 # A tag moves, a digest does not. Which ones you trust is yours to say: PYTHON's in each build, VLLM's and RAY_LLM's for their targets.
 # These zeros are of no image, so a build without yours ends with "not found".

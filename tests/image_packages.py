@@ -25,6 +25,8 @@ from packaging.utils import canonicalize_name
 from rich.console import Console
 from rich.table import Table
 
+from tests.contract.__main__ import VERSIONS
+
 ROOT: Final = Path(__file__).parents[1]
 PYTHON_OF_IMAGES: Final = "3.12"
 PINS: Final = ROOT / "constraints-gpu.txt"
@@ -73,11 +75,10 @@ class Addition:
 
 
 def bases() -> tuple[Base, ...]:
-    """As the Dockerfile names them."""
+    """As the Dockerfile names them: vLLM's of each version that can be given to it, and Ray's."""
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    (vllm,) = re.findall(r"^ARG VLLM=.*:v(\S+)$", text, re.MULTILINE)
     (ray,) = re.findall(r"^ARG RAY_LLM=.*:([\d.]+)-", text, re.MULTILINE)
-    return Base("gpu", f"vllm=={vllm}"), Base("ray-llm", f"ray[llm,serve]=={ray}")
+    return *(Base("gpu", f"vllm=={version}") for version in VERSIONS), Base("ray-llm", f"ray[llm,serve]=={ray}")
 
 
 def our_requirements() -> list[str]:
@@ -149,7 +150,7 @@ def main() -> int:
     console = Console()
     console.print(table)
     for each in found:
-        console.print(f"{each.base.target}: adds {', '.join(f'{name} {version}' for name, version in each.added.items())}")
+        console.print(f"{each.base.requirement}: adds {', '.join(f'{name} {version}' for name, version in each.added.items())}")
     return 1 if any(each.changed or each.broken_pins for each in found) else 0
 
 

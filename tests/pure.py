@@ -39,6 +39,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/deployments/configuration/test_known_names.py::test_argument_names_are_vllms": "vllm",
     "tests/deployments/configuration/test_known_names.py::test_field_names_are_rays": "ray",
     "tests/deployments/configuration/test_known_names.py::test_speculative_methods_are_vllms": "vllm",
+    "tests/deployments/configuration/test_known_names.py::test_which_versions_have_an_argument_is_as_in_their_sources": "vllm",
     "tests/deployments/configuration/test_serve_samples.py": "the samples of KubeRay and Ray",
     "tests/deployments/configuration/test_shipped_configs.py::test_a_shipped_file_is_what_serve_takes": "ray",
     "tests/deployments/proof/kit/test_rehearsal.py": "vllm",

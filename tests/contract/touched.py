@@ -22,7 +22,7 @@ from nightjar.deployments.engine.start.hooks import (
     RANKS,
     Hook,
 )
-from nightjar.deployments.engine.start.resolved_facts import V2_OBEYS_K_FROM
+from nightjar.deployments.engine.start.vllm_versions import V2_OBEYS_K_FROM
 from tests.contract.sources import Found, Sources, as_numbers
 
 ROOT: Final = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from nightjar.deployments.engine.start.resolved_facts import installed_vllm
+from nightjar.deployments.engine.start.vllm_versions import installed_vllm
 from tests.contract.wheels import sources_of, unpack_cpu_libraries
 
 SOURCES: Final = Path(sys.prefix) / "opt" / "vllm-sources"

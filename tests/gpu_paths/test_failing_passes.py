@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("vllm")
-from nightjar.deployments.engine.start.resolved_facts import V2_OBEYS_K_FROM
+from nightjar.deployments.engine.start.vllm_versions import V2_OBEYS_K_FROM
 from tests.gpu_paths.engines.combinations import Combination
 from tests.gpu_paths.overlay import version_under_test
 from tests.gpu_paths.runs import Rig

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("vllm")
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
-from nightjar.deployments.engine.start.resolved_facts import V2_OBEYS_K_FROM
+from nightjar.deployments.engine.start.vllm_versions import V2_OBEYS_K_FROM
 from tests.gpu_paths.engines.combinations import LENDING, SERVED_PLAINLY, STEERED, Combination
 from tests.gpu_paths.overlay import version_under_test
 from tests.gpu_paths.runs import Rig, is_pairwise, row

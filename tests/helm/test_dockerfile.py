@@ -10,7 +10,11 @@ import tomllib
 from dataclasses import dataclass, field
 
 import yaml
+from packaging.requirements import Requirement
 
+from nightjar.deployments.engine.start.vllm_versions import READ
+from tests.contract.__main__ import VERSIONS
+from tests.contract.sources import as_numbers
 from tests.helm.rendering import CHART, ROOT
 
 ON_OUR_OWN = {"cpu", "load"}
@@ -60,10 +64,12 @@ def lineage(name: str) -> list[Stage]:
     return chain
 
 
-def argument(name: str) -> str:
-    """The default of an ARG."""
+def argument(name: str, **given: str) -> str:
+    """What an ARG is where these are given to the build: its default, in which others are filled in."""
+    if name in given:
+        return given[name]
     (value,) = re.findall(rf"^ARG {name}=(\S+)$", text(), re.MULTILINE)
-    return str(value)
+    return re.sub(r"\$\{(\w+)\}", lambda other: argument(other[1], **given), value)
 
 
 def extras() -> dict[str, list[str]]:
@@ -88,10 +94,28 @@ def test_which_image_of_a_tag_is_meant_is_said_by_whoever_builds() -> None:
 def test_targets_on_other_projects_images_are_of_the_versions_that_the_package_is_for() -> None:
     for target, name in ON_OTHERS.items():
         assert stages()[target].base == f"${{{name}}}@${{{name}_DIGEST}}"
-    assert f"vllm=={argument('VLLM').partition(':v')[2]}" in extras()["vllm"]
     ray = argument("RAY_LLM").partition(":")[2].partition("-")[0]
     assert f"ray[serve]=={ray.rpartition('.')[0]}.*" in extras()["serve"]
     assert yaml.safe_load((CHART / "values.yaml").read_text())["rayVersion"] == ray
+
+
+def test_the_gpu_image_stands_on_any_version_that_was_read_and_without_an_argument_on_the_one_of_the_constraints() -> None:
+    """An argument is filled in below the line that declares it alone."""
+    for version in VERSIONS:
+        assert argument("VLLM", VLLM_VERSION=version) == f"vllm/vllm-openai:v{version}"
+    assert text().index("ARG VLLM_VERSION=") < text().index("${VLLM_VERSION}") < text().index("FROM ")
+    pins = (ROOT / "constraints-gpu.txt").read_text().splitlines()
+    assert f"vllm=={argument('VLLM_VERSION')}" in pins
+    assert argument("VLLM_VERSION") in VERSIONS
+
+
+def test_the_extra_takes_the_versions_that_were_read_with_their_patches_and_no_others() -> None:
+    (vllm,) = (Requirement(line) for line in extras()["vllm"])
+    minors = {as_numbers(version)[:2] for version in VERSIONS}
+    assert minors == set(READ)
+    for minor in range(28, 36):
+        for patch in range(3):
+            assert vllm.specifier.contains(f"0.{minor}.{patch}") == ((0, minor) in READ)
 
 
 def test_the_page_says_what_each_target_stands_on_and_which_driver_that_needs() -> None:

@@ -1,7 +1,8 @@
 """What vLLM will make of engine arguments, told without vLLM: drafter, scheduler, model runner, graph mode.
 
-At run time engine/start/resolved_facts.py reads the same facts from the configuration that vLLM built; here vLLM 0.32's rules are
-followed by hand, as far as they do not need the model's files. The decisions themselves are the same functions.
+At run time engine/start/resolved_facts.py reads the same facts from the configuration that vLLM built; here the rules of vLLM 0.32
+are followed by hand, as far as they do not need the model's files. The decisions themselves are the same functions, for the version
+of vLLM that is installed where they are asked, or the tested one where none is: what is said of the runner names it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from nightjar.deployments.engine.start.dormancy import CUDA_OFFLOAD_VARIABLE, Of
 from nightjar.deployments.engine.start.graph_tiers import GATED_DELTA_NET, maximum_alone
 from nightjar.deployments.engine.start.ranks import OWN_PROCESSES, why_ranks_plain
 from nightjar.deployments.engine.start.resolved_facts import RUNNER_VARIABLE, EngineFacts
+from nightjar.deployments.engine.start.vllm_versions import in_words, installed_vllm, why_unread
 from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS, LLMConfig, has_a_front_end_for_each_rank
 from nightjar.deployments.models import ModelError, resolve_model
 
@@ -93,6 +95,7 @@ def engine_facts(config: LLMConfig, kwargs: EngineKwargs) -> EngineFacts:
     """What `resolve_facts` will find at run time, without the sizes of an offload."""
     speculative = kwargs.speculative_config
     on_cpu, kind = is_on_cpu(config), _variant(config, drafter_kind(speculative))
+    version = installed_vllm()
     padded = not (speculative and speculative.disable_padded_drafter_batch)
     asynchronous = not on_cpu and kind_of(kind).runs_asynchronously and padded and kwargs.async_scheduling is not False
     return EngineFacts(
@@ -108,6 +111,8 @@ def engine_facts(config: LLMConfig, kwargs: EngineKwargs) -> EngineFacts:
         why_ranks_plain=why_plain_with(config.engine_kwargs, is_moe=has_experts(model_configuration(config.model_source))),
         runner_is_v1=_runner_is_v1(config, kwargs, on_cpu=on_cpu, kind=kind),
         runner_is_users=bool(environment_of(config).get(RUNNER_VARIABLE)),
+        vllm_version=version,
+        why_not_here=why_unread(version),
         adaptive_verification=bool(speculative and (speculative.model_extra or {}).get("enable_adaptive_verification")),
         drafts_in_parallel=bool(speculative and speculative.parallel_drafting),
         several_mtp_modules=speculative is not None and kind == "mtp" and num_mtp_modules(config, speculative) > 1,
@@ -247,7 +252,7 @@ def _runner(facts: EngineFacts, arguments: EngineArguments) -> str:
     if facts.runner_is_users:
         return f"vLLM's model runner {'V1' if arguments.runner_is_v1 else 'V2'}, as {RUNNER_VARIABLE} says"
     if not arguments.runner_is_v1:
-        return "vLLM's model runner V2, its default"
+        return f"vLLM's model runner V2, its default in {in_words(facts.vllm_version)}"
     if arguments.environment:
         return "vLLM's model runner V1, chosen by Nightjar: on V2 this drafter would draft its maximum, whatever K says"
     return f"vLLM's model runner V1: V2 does not take {facts.drafter_kind}"

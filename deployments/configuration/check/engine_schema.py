@@ -1,20 +1,23 @@
 """What vLLM's engine arguments may hold, as far as it is known without vLLM: names, types, ranges, tables.
 
-The names stand in `vllm_names.json`, read from vLLM's own dataclasses; a test compares it with the vLLM that is installed. A name
-that it does not hold ends a replica at its start, minutes after the deployment. Of the values only those are looked into that
-steering, memory or the most common mistakes hang on; the others are vLLM's to check. Types are strict, for vLLM's arguments are a
-plain dataclass that takes a number in quotes and fails on it later.
+The names stand in `vllm_names.json`, read from vLLM's own dataclasses: those of one version, and which of the versions that were
+read have a name that not all have. A test compares it with the sources that are at hand. A name that a replica's vLLM does not
+know ends it at its start, minutes after the deployment. Of the values only those are looked into that steering, memory or the most
+common mistakes hang on; the others are vLLM's to check. Types are strict, for vLLM's arguments are a plain dataclass that takes a
+number in quotes and fails on it later.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from nightjar.deployments.drafter_kinds import KINDS, SEPARATE_DRAFT_MODEL, kind_of
+from nightjar.deployments.engine.start.vllm_versions import READ, in_words
 
 _NAMES: Final = json.loads(Path(__file__).with_name("vllm_names.json").read_text(encoding="utf-8"))
 
@@ -25,6 +28,10 @@ SERVER_ARGUMENTS: Final = frozenset[str](_NAMES["server_arguments"])
 """Fields of `FrontendArgs`: what vLLM's OpenAI server takes beside the engine."""
 SPECULATIVE_ARGUMENTS: Final = frozenset[str](_NAMES["speculative_arguments"])
 """Fields of `SpeculativeConfig` that a user may set."""
+IN_SOME_VERSIONS: Final[Mapping[str, Collection[str]]] = _NAMES["in_some_versions"]["arguments"]
+"""Of the first two: those that not every version has that was read, with those that have it."""
+SPECULATIVE_IN_SOME_VERSIONS: Final[Mapping[str, Collection[str]]] = _NAMES["in_some_versions"]["speculative_arguments"]
+"""The same of `SpeculativeConfig`."""
 FLAGS: Final = frozenset[str](_NAMES["flags"])
 """Of the first two: yes or no, `--name` and `--no-name` on the command line."""
 LISTS: Final = frozenset[str](_NAMES["lists"])
@@ -37,6 +44,19 @@ SPECULATIVE_METHODS: Final = tuple(sorted(method for method, kind in KINDS.items
 """vLLM's names, but for the aliases of mtp."""
 
 PositiveCount = Annotated[int, Field(ge=1)]
+
+
+def versions_with(name: str, *, speculative: bool = False) -> Collection[str]:
+    """The versions of vLLM that have this argument, of those that were read; none where it is no argument.
+
+    >>> versions_with("monokernel"), versions_with("xpress_topc", speculative=True), versions_with("max_num_seq")
+    (['0.33'], ['0.33'], ())
+    """
+    some = SPECULATIVE_IN_SOME_VERSIONS if speculative else IN_SOME_VERSIONS
+    if name in some:
+        return some[name]
+    in_all = SPECULATIVE_ARGUMENTS if speculative else ENGINE_ARGUMENTS | SERVER_ARGUMENTS
+    return tuple(map(in_words, READ)) if name in in_all else ()
 
 
 def is_method(name: str) -> bool:

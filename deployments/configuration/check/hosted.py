@@ -37,6 +37,7 @@ from nightjar.deployments.configuration.check.serve_schema import DeploymentOpti
 from nightjar.deployments.configuration.check.source import mapping_in, mappings_in
 from nightjar.deployments.engine.start.arguments import steered_engine_kwargs
 from nightjar.deployments.engine.start.ranks import why_plain_under_ray
+from nightjar.deployments.engine.start.vllm_versions import OF_RAY_LLM
 from nightjar.deployments.llm_config import DIRECT_STREAMING, LLMConfig, draft_source, num_workers, read_options
 from nightjar.deployments.models import ModelError, resolve_model
 from nightjar.deployments.routes import API_KEY
@@ -235,7 +236,7 @@ def _looked_into(
 
 
 def _steering(model: Mapping[str, Any], kwargs: EngineKwargs, *, shadow: bool) -> str:
-    """How much, in words. On vLLM 0.29 every steered drafter runs on model runner V1."""
+    """How much, in words. With the vLLM that ray[llm] pins every steered drafter runs on model runner V1."""
     options, _ = read_options(mapping_in(model.get("experimental_configs")))
     assert options is not None
     try:
@@ -250,7 +251,8 @@ def _steering(model: Mapping[str, Any], kwargs: EngineKwargs, *, shadow: bool) -
     except ValidationError:
         return "not known: its model has the wrong form"
     ranks = why_plain_under_ray(kwargs.data_parallel_size)
-    facts = replace(engine_facts(config, kwargs), runner_is_v1=True, why_ranks_plain=ranks)
+    facts = engine_facts(config, kwargs)
+    facts = replace(facts, runner_is_v1=True, vllm_version=OF_RAY_LLM, why_not_here="", why_ranks_plain=ranks)
     return level_at_start(steered_engine_kwargs(config.engine_kwargs, facts, shadow=shadow, without=config.without)).in_words()
 
 

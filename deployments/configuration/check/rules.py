@@ -5,8 +5,9 @@ A rule that another module holds (what steering refuses, what can be lent, what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from nightjar.deployments.configuration.check.carried import misfits
@@ -22,11 +23,14 @@ from nightjar.deployments.configuration.check.engine_facts import (
 )
 from nightjar.deployments.configuration.check.engine_schema import (
     ENGINE_ARGUMENTS,
+    IN_SOME_VERSIONS,
     SERVER_ARGUMENTS,
     SPECULATIVE_ARGUMENTS,
+    SPECULATIVE_IN_SOME_VERSIONS,
     VLLM_VERSION,
     EngineKwargs,
     table_problem,
+    versions_with,
 )
 from nightjar.deployments.configuration.check.findings import (
     Finding,
@@ -41,6 +45,7 @@ from nightjar.deployments.configuration.check.serve_schema import AutoscalingCon
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine.start.dormancy import why_not_lendable
 from nightjar.deployments.engine.start.resolved_facts import RUNNER_VARIABLE, SWITCHED_OFF
+from nightjar.deployments.engine.start.vllm_versions import READ, in_words, installed_vllm
 from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig, model_problems, read_args
 from nightjar.deployments.routes import BY_NAME, SERVED
 from nightjar.policy.wire.report import Layer
@@ -99,15 +104,26 @@ def _has_error(found: Iterable[Finding]) -> bool:
 
 
 def _unknown_names(engine_kwargs: Mapping[str, Any]) -> Iterator[Finding]:
-    known = ENGINE_ARGUMENTS | SERVER_ARGUMENTS
-    what = f"argument of vLLM {VLLM_VERSION}"
-    for name, value in engine_kwargs.items():
-        if name not in known:
-            yield Finding("error", (*KWARGS, name), no_such_name(name, value, known, what))
+    known = {*ENGINE_ARGUMENTS, *SERVER_ARGUMENTS, *IN_SOME_VERSIONS}
+    yield from _unknown(KWARGS, engine_kwargs, known, versions_with)
     speculative = engine_kwargs.get("speculative_config")
-    for name, value in speculative.items() if isinstance(speculative, Mapping) else ():
-        if name not in SPECULATIVE_ARGUMENTS:
-            yield Finding("error", (*SPECULATIVE, name), no_such_name(name, value, SPECULATIVE_ARGUMENTS, what))
+    if isinstance(speculative, Mapping):
+        known = {*SPECULATIVE_ARGUMENTS, *SPECULATIVE_IN_SOME_VERSIONS}
+        yield from _unknown(SPECULATIVE, speculative, known, partial(versions_with, speculative=True))
+
+
+def _unknown(
+    place: Place, given: Mapping[str, Any], known: Iterable[str], having: Callable[[str], Collection[str]]
+) -> Iterator[Finding]:
+    """Names that no version of vLLM has, and those that the version has not for which this is checked."""
+    version = installed_vllm()
+    for name, value in given.items():
+        versions = having(name)
+        if not versions:
+            yield Finding("error", (*place, name), no_such_name(name, value, known, f"argument of vLLM {VLLM_VERSION}"))
+        elif version in READ and in_words(version) not in versions:
+            message = f"vLLM {', '.join(versions)} has it, {in_words(version)} has not: with that a replica ends at its start"
+            yield Finding("warning", (*place, name), message)
 
 
 def _overrides(deployments: list[Mapping[str, Any]]) -> Iterator[Finding]:

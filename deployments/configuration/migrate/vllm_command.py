@@ -24,6 +24,7 @@ from nightjar.deployments.configuration.check.engine_schema import (
     SERVER_ARGUMENTS,
     TEXTS,
     VLLM_VERSION,
+    versions_with,
 )
 from nightjar.deployments.configuration.check.findings import shown
 from nightjar.deployments.configuration.check.report import MODEL_IMPORT_PATH
@@ -211,6 +212,8 @@ def _name(option: str) -> tuple[list[str], bool]:
         return [name, *rest], False
     if name.removeprefix("no_") in FLAGS:
         return [name.removeprefix("no_")], True
+    if versions := versions_with(name):
+        raise SourceError(1, f"{option}: an option of vLLM {', '.join(versions)} whose form is not known here; add it afterwards")
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean --{near[0].replace('_', '-')}?" if near else "take it out"
     raise SourceError(1, f"{option}: vLLM {VLLM_VERSION} has no such option; {hint}")

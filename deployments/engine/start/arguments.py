@@ -32,6 +32,7 @@ from nightjar.deployments.engine.start.graph_tiers import (
 )
 from nightjar.deployments.engine.start.hooks import NOTHING_MISSING, MissingHooks
 from nightjar.deployments.engine.start.resolved_facts import RUNNER_VARIABLE, SWITCHED_OFF, EngineFacts, why_not_on_v2, why_plain
+from nightjar.deployments.engine.start.vllm_versions import V2_LEAVES_QUERIES_OUT_FROM
 from nightjar.policy.wire.report import Layer
 
 SCHEDULER: Final = "nightjar.deployments.engine.scheduler.steered.SteeredScheduler"
@@ -45,9 +46,6 @@ SHARES_THE_WORK: Final = (
     "vLLM's adaptive verification chooses how many drafts are verified, Nightjar the ceiling and off; it never ran on a GPU, so "
     "the mode auto of the settings means shadow here until a mode is set by hand (nightjar mode auto --application NAME)"
 )
-
-V2_LEAVES_QUERIES_OUT_FROM: Final = (0, 33)
-"""From there on vLLM itself runs no queries of DFlash and DSpark at K = 0 (v1/worker/gpu/spec_decode/dflash/speculator.py)."""
 
 
 @dataclass(frozen=True, slots=True)

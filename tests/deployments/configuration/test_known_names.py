@@ -17,6 +17,8 @@ from nightjar.deployments.configuration.check.deployed import as_deployed
 from nightjar.deployments.configuration.check.engine_facts import environment_of
 from nightjar.deployments.configuration.check.engine_schema import SPECULATIVE_METHODS
 from nightjar.deployments.llm_config import read_args
+from tests.contract.__main__ import FOLDER, VERSIONS
+from tests.contract.touched import ROOT
 
 SET_BY_THE_ENGINE = {"target_model_config", "target_parallel_config", "draft_model_config", "draft_parallel_config"}
 
@@ -53,6 +55,29 @@ def test_argument_names_are_vllms(vllm_folder: Path) -> None:
     flags = {name for name, kind in (engine | server).items() if set(kind.split(" | ")) <= {"bool", "None"}}
     assert flags == vllm_names.FLAGS
     assert {name for name, kind in (engine | server).items() if set(kind.split(" | ")) <= {"str", "None"}} == vllm_names.TEXTS
+
+
+def argument_names(folder: Path) -> tuple[set[str], set[str]]:
+    """Of engine and server together, and of `speculative_config`, in the sources of one version."""
+    homes = ("entrypoints/common/cli_args.py", "entrypoints/launchers/cli_args.py")
+    server = next(folder / home for home in homes if (folder / home).exists())
+    engine = fields_of(folder / "engine/arg_utils.py", "EngineArgs", "AsyncEngineArgs")
+    speculative = fields_of(folder / "config/speculative.py", "SpeculativeConfig")
+    return {*engine, *fields_of(server, "FrontendArgs", "BaseFrontendArgs")}, speculative.keys() - SET_BY_THE_ENGINE
+
+
+def test_which_versions_have_an_argument_is_as_in_their_sources(vllm_folder: Path) -> None:
+    folders = {version: ROOT / FOLDER / version / "vllm" for version in VERSIONS} | {vllm_names.VLLM_VERSION: vllm_folder}
+    if not all(folder.is_dir() for folder in folders.values()):
+        pytest.skip("`make contract` brings the sources of the other versions")
+    names = {version.rpartition(".")[0]: argument_names(folder) for version, folder in folders.items()}
+    for number, speculative in enumerate((False, True)):
+        found = {version: both[number] for version, both in names.items()}
+        for name in set().union(*found.values()):
+            having = [version for version in sorted(found) if name in found[version]]
+            assert list(vllm_names.versions_with(name, speculative=speculative)) == having, name
+    some = {*vllm_names.IN_SOME_VERSIONS, *vllm_names.SPECULATIVE_IN_SOME_VERSIONS}
+    assert some <= set().union(*(both[0] | both[1] for both in names.values()))
 
 
 def test_speculative_methods_are_vllms(vllm_folder: Path) -> None:

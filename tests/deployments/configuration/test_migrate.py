@@ -294,6 +294,7 @@ def test_a_command_with_ranks_asks_for_the_gpus_of_all_and_lets_all_their_rows_t
     ("command", "message"),
     [
         ("vllm serve m --max-num-seq 3", "--max-num-seq: vLLM 0.32.0 has no such option; did you mean --max-num-seqs?"),
+        ("vllm serve m --monokernel", "--monokernel: an option of vLLM 0.33 whose form is not known here; add it afterwards"),
         ("vllm serve", "no model"),
         ("vllm serve m --port", "--port: no value behind it"),
         ("vllm serve m --api-key secret", "--api-key: a key in a configuration file can be read by many"),

@@ -58,10 +58,14 @@ class Shape:
     def whole_head(self, drafter: str, vocabulary: int) -> int:
         """Of a token that a head runs as in vLLM: the same, the rest of its layer, and the logits of its own vocabulary.
 
+        vLLM 0.33 computes no logits at K = 0 where it replays no full graph, in which they are.
+
         >>> llama = LLAMA_3_1_8B
         >>> heads = {"eagle": 128256, "eagle3": 32000}
-        >>> [round(1 + llama.whole_head(drafter, size) / llama.target(), 2) for drafter, size in heads.items()]
-        [1.1, 1.06]
+        >>> [round(1 + llama.whole_head(drafter, size) / llama.target(), 3) for drafter, size in heads.items()]
+        [1.104, 1.057]
+        >>> [round(1 + llama.whole_head(drafter, vocabulary=0) / llama.target(), 3) for drafter in heads]
+        [1.034, 1.039]
         """
         rest_of_layer = self.hidden * (self.queries + 3 * self.intermediate)
         return self.kv_part(drafter) + rest_of_layer + self.hidden * vocabulary
