@@ -4,6 +4,15 @@ Names that moved are tried where they may be (hooks.py), and a field that only s
 What changed its meaning under a name that stayed cannot be seen from outside: it stands here, by the version from which it is so.
 A version that nobody read may have all the names and mean something else by one, up to wrong text. So its engines are served as
 plain vLLM, with the reason (fails open). A patch release counts as its minor version.
+
+Our parts, by version, and where one is no longer worth its code:
+
+                               0.29, 0.31       0.32  0.33
+K in every step                on runner V1     yes   yes: vLLM's own table is the same for the engine's life
+a head's KV alone              none: it is V1   yes   yes: vLLM's head runs whole, but for logits where no full graph is replayed
+a block without its queries    served plainly   yes   steps aside: vLLM leaves them out
+a draft model that sleeps      on runner V1     yes   yes: vLLM's drafts its maximum, also where nobody can use drafts
+its catching up                on runner V1     yes   yes: it misses what was read while it slept
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """An EAGLE or MTP head that at K = 0 writes its KV and does nothing else, on vLLM's model runner V2.
 
-vLLM runs the whole head once a step at K = 0, so that its KV stays complete: attention, MLP, and up to 0.32 the vocabulary's
-logits and a sample that is not read (0.33 skips these). In a head of ONE attention layer the KV of a position depends on that
-position's own inputs alone: its token, the target's hidden state and the position. And vLLM writes KV by an op of its own,
-before it calls the attention backend. So at K = 0 the stock model runs with the step's slots and no attention metadata, and
-stops where attention would begin. Drafts made afterwards are those that vLLM would have made, whatever was rejected, preempted,
-aborted or found in the prefix cache meanwhile: the writes are vLLM's own, in the same step and to the same slots. A head whose
-layers all read the target's KV has none to write, and runs nothing. Under vLLM's adaptive verification the confidences of earlier
-steps stay, as where 0.33 skips its own sample: no draft is ranked by them, but the budget of the first step that verifies again,
-which reads old ones anyhow.
+vLLM runs the whole head once a step at K = 0, so that its KV stays complete: attention, MLP, and up to 0.32 the vocabulary's logits
+and a sample that is not read (0.33 leaves these out, but in a full graph, which holds them). In a head of ONE attention layer the
+KV of a position depends on that position's own inputs alone: its token, the target's hidden state and the position. And vLLM writes
+KV by an op of its own, before it calls the attention backend. So at K = 0 the stock model runs with the step's slots and no
+attention metadata, and stops where attention would begin. Drafts made afterwards are those that vLLM would have made, whatever was
+rejected, preempted, aborted or found in the prefix cache meanwhile: the writes are vLLM's own, in the same step and to the same
+slots. A head whose layers all read the target's KV has none to write, and runs nothing. Under vLLM's adaptive verification the
+confidences of earlier steps stay, as where 0.33 skips its own sample: no draft is ranked by them, but the budget of the first step
+that verifies again, which reads old ones anyhow.
 
 DFlash and DSpark draft with one forward over a block of queries. What they keep of a step is projected from the target's hidden
 states before that, whatever the number of their layers, and 0.33 does only this at K = 0. In 0.32 the queries run, and ours leaves

@@ -206,6 +206,8 @@ def test_every_model_has_its_block_and_one_without_a_drafter_is_said_to_be_serve
     assert steered.steering == "fully"
     ranks = two.replace("tensor_parallel_size: 2", "data_parallel_size: 2")
     assert check_text(ranks + AUTO).hosted[0].steering.startswith("plainly: data_parallel_size 2: ranks inside ray.serve.llm")
+    block = two.replace("someone/draft", "someone/dflash-draft")
+    assert "this engine has runner V1 of vLLM 0.29" in check_text(block + AUTO).hosted[0].steering
     assert second[1:4] == [
         "  model     code as code",
         "  drafter   none",
