@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from nightjar.deployments.configuration.check.report import check_text
-from nightjar.deployments.engine.start import vllm_versions
 from nightjar.deployments.engine.start.arguments import resolve_facts, steered_engine_kwargs
 from nightjar.deployments.engine.start.vllm_versions import READ, TESTED, installed_vllm, why_unread
 
@@ -56,7 +55,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Any:
                 raise importlib.metadata.PackageNotFoundError(package)
             return version
 
-        monkeypatch.setattr(vllm_versions.importlib.metadata, "version", version_of)
+        monkeypatch.setattr(importlib.metadata, "version", version_of)
 
     return install
 
