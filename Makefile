@@ -244,7 +244,7 @@ bench-health: $(INSTALLED) ## how long an operator's write takes beside many who
 bench-model: $(INSTALLED) ## the planner's model of step times against simpler ones
 	$(BIN)/python -m tests.benchmarks.bench_model $(ARGS)
 
-bench-engine: $(INSTALLED) ## OFF, crossover, restarts, simulator and KV pressure on real engines, on one pinned core
+bench-engine: $(INSTALLED) ## OFF, crossover, bursts of long prompts, restarts, simulator and KV pressure on real engines, on one pinned core
 	$(QUIET) $(BIN)/python -m tests.benchmarks.engine $(ARGS)
 
 bench-live: $(INSTALLED) ## the planner on a live system: Ray Serve, two real replicas, requests over HTTP (less than 60 minutes)

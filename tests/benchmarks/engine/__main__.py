@@ -1,8 +1,8 @@
 """`make bench-engine`: Nightjar's bars on real engines and one pinned core.
 
-One run does everything, in this order: off, crossover (with the changing load), restarts, simulator, moves, pressure. What a
-section needs from an earlier one is measured first, also where only the later one was asked for. Ends with exit code 1 if something
-broke, and with --strict if a bar was missed.
+One run does everything, in this order: off, crossover (with the changing load), bursts, restarts, simulator, moves, pressure.
+What a section needs from an earlier one is measured first, also where only the later one was asked for. Ends with exit code 1 if
+something broke, and with --strict if a bar was missed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tests.benchmarks.engine.engines import Engine
 from tests.benchmarks.engine.environment import pinned_to, restart_pinned
 from tests.benchmarks.engine.fixture import PRESSED_ROLES, Role, build, says
 from tests.benchmarks.engine.fleet_link import FleetLink
+from tests.benchmarks.engine.sections.bursts import measure_bursts
 from tests.benchmarks.engine.sections.changing_load import ChangingLoad, Run
 from tests.benchmarks.engine.sections.crossover import Cells, measure_crossover
 from tests.benchmarks.engine.sections.moves import measure_moves
@@ -29,7 +30,7 @@ from tests.benchmarks.engine.sections.simulator import PREDICTED_ARMS, held_agai
 from tests.benchmarks.measuring.run import BenchRun, effort_of, sections_to_run
 
 OUTPUT: Final = Path("runs/engine/latest")
-SECTIONS: Final = ("off", "crossover", "restarts", "simulator", "moves", "pressure")
+SECTIONS: Final = ("off", "crossover", "bursts", "restarts", "simulator", "moves", "pressure")
 NEEDS: Final = {"simulator": ("off", "crossover", "restarts")}
 
 
@@ -62,6 +63,9 @@ class Bench:
             ours = stack.enter_context(Engine("nightjar", models, self._log))
             link = FleetLink(ours, self._run.seed)
             cells, runs = self._crossover(ours, link) if "crossover" in sections else (Cells(), [])
+            if "bursts" in sections:
+                run = self._run
+                run.found("bursts", measure_bursts(ours, link, self._effort.bursts, run.rng("bursts"), run.seed, run.tell))
             if "restarts" in sections:
                 outcome, cost = measure_restarts(ours, self._effort, self._run.rng("restarts"), self._run.seed, self._run.tell)
                 self._run.found("restarts", outcome)
@@ -108,7 +112,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for summary.json, raw rows, charts and the fitted profile.")] = OUTPUT,
     strict: StrictOption = False,
 ) -> None:
-    """Measure OFF, the crossover, restarts, the simulator, a draft's moves and KV pressure on real engines."""
+    """Measure OFF, the crossover, bursts of long prompts, restarts, the simulator, a draft's moves and KV pressure."""
     sections = sections_to_run(only, SECTIONS, NEEDS)
     effort = effort_of(sections, SECTIONS, is_quick=quick)
     run = BenchRun("engine", seeds=[seed], sections=sections, output=output, effort=effort, subject=says(), machine=pinned_to())

@@ -22,6 +22,25 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Bursts:
+    """How often bursts of long prompts are played, and how large they are."""
+
+    lengths: tuple[int, ...]
+    """K that may be the best, 0 among them."""
+    size: int
+    """Requests of a burst."""
+    count: int
+    """Bursts of a run that scores; one that picks has a single burst."""
+    saturating: int
+    """Requests with which it is measured what off carries."""
+    lessons: Repeats
+    """Runs of the planner alone before it is scored."""
+    rounds: Repeats
+    """Those that score: a run of off, the best K above 0 and the planner each. Another one begins where it will be over when the
+    seconds have gone by since the section began."""
+
+
+@dataclass(frozen=True, slots=True)
 class Effort:
     """Counts of one run. Tokens are per row."""
 
@@ -42,6 +61,7 @@ class Effort:
     loads: Repeats
     """Rounds of the changing load; only the first has every arm."""
     load: Load
+    bursts: Bursts
     restart_batches: tuple[int, ...]
     restart_rounds: int
     """Rounds of restarts, two at least; each has one restart per time off and batch."""
@@ -67,6 +87,7 @@ FULL: Final = Effort(
     slot_tokens={1: 40, 2: 24, 4: 24, 8: 16, 16: 10, 24: 6, 32: 8},
     loads=Repeats(2, 3, 400.0),
     load=Load(long_tokens=128, burst_at_tokens=32, burst_tokens=32),
+    bursts=Bursts(lengths=(0, 1, 2, 3, 5), size=4, count=2, saturating=4, lessons=Repeats(1, 2, 30.0), rounds=Repeats(2, 6, 300.0)),
     restart_batches=(4, 8),
     restart_rounds=6,
     watched_rounds=2,
@@ -86,6 +107,7 @@ QUICK: Final = Effort(
     slot_tokens={1: 16, 2: 32, 4: 12, 8: 8, 16: 6, 24: 6, 32: 5},
     loads=Repeats(1, 1, 0.0),
     load=Load(long_tokens=60, burst_at_tokens=15, burst_tokens=10),
+    bursts=Bursts(lengths=(0, 5), size=2, count=1, saturating=1, lessons=Repeats(0, 0, 0.0), rounds=Repeats(1, 1, 0.0)),
     restart_batches=(4,),
     restart_rounds=2,
     watched_rounds=1,

@@ -61,6 +61,9 @@ _QUESTIONS: Final = (
 
 
 DISTINCT_QUESTIONS: Final = math.lcm(len(_QUESTIONS), len(_SUBJECTS))
+BURST_QUESTIONS: Final = 36
+BURST_STRIDE: Final = 11
+"""Questions between the beginnings of two neighbours' prompts: no divisor of DISTINCT_QUESTIONS, so all begin differently."""
 
 
 def questions(count: int) -> list[str]:
@@ -75,6 +78,12 @@ def questions(count: int) -> list[str]:
 def long_question(number: int) -> str:
     """A prompt of one to three hundred tokens, of many questions."""
     return " ".join(questions(10 + 4 * (number % 4))[number % 5 :])
+
+
+def burst_question(number: int) -> str:
+    """A prompt of about four hundred tokens, of many questions; DISTINCT_QUESTIONS of them differ from their first question on."""
+    first = BURST_STRIDE * number % DISTINCT_QUESTIONS
+    return " ".join(questions(first + BURST_QUESTIONS)[first:])
 
 
 def says(noise: float = NOISE) -> str:

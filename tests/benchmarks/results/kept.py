@@ -21,7 +21,7 @@ SUMMARY: Final = "summary.json"
 BENCHES: Final[Mapping[str, str]] = {
     "policy": "the planner against the paper's, static settings, published rivals and an oracle, in virtual time",
     "latency": "what users wait for under bursts of long prompts, against static settings, in virtual time",
-    "engine": "off, the crossover, restarts, KV pressure and the simulator's error, on real engines",
+    "engine": "off, the crossover, bursts of long prompts, restarts, KV pressure and the simulator's error, on real engines",
     "live": "the planner on a live system: Ray Serve, two real replicas, requests over HTTP",
     "scale": "decision time and memory of the policy for thousands of replicas",
     "health": "an operator's write beside many who ask for health and status",
