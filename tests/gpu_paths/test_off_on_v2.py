@@ -9,8 +9,7 @@ import pytest
 
 pytest.importorskip("vllm")
 from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
-from nightjar.deployments.engine.start.arguments import V2_LEAVES_QUERIES_OUT_FROM
-from nightjar.deployments.engine.start.vllm_versions import V2_OBEYS_K_FROM
+from nightjar.deployments.engine.start.vllm_versions import V2_LEAVES_QUERIES_OUT_FROM, V2_OBEYS_K_FROM
 from nightjar.deployments.proof.scenarios import ENGINE_OPTIONS, MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.deployments.proof.verdict import difference
 from nightjar.loadtests.arms.texts import NEAR_TIE

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from nightjar.deployments.configuration.check.report import check_text
-from nightjar.deployments.engine.start.arguments import resolve_facts, steered_engine_kwargs
+from nightjar.deployments.engine.start.arguments import steered_engine_kwargs
+from nightjar.deployments.engine.start.resolved_facts import resolve_facts
 from nightjar.deployments.engine.start.vllm_versions import READ, TESTED, installed_vllm, why_unread
 
 CONFIG: Any = SimpleNamespace(
