@@ -1,6 +1,8 @@
 """Metrics without Ray: values stand on the Prometheus page of the process itself, under their own names.
 
-As on a page of Ray's, a gauge that is not set any more disappears. Values are set on one thread and read on another.
+A page has one collector, whatever the hosts of the process are: a family that several of them have stands there once, as the
+exposition format wants it, with a series of each. As on a page of Ray's, a gauge that is not set any more disappears. Values are
+set on one thread and read on another.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import REGISTRY
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import Metric
 
 from nightjar.cluster.telemetry.metrics import PUBLISH_PERIOD_S, Backend, Family, Labels
 
@@ -21,58 +23,71 @@ if TYPE_CHECKING:
 GAUGE_HOLDS_S: Final = 4 * PUBLISH_PERIOD_S
 """As long as Ray shows a gauge that is not set anew."""
 
+Series = tuple[tuple[str, str], ...]
+"""The labels of one series, with their values."""
 
-class PrometheusBackend(Backend):
-    """The series of one host; `common` are the labels that all of them carry. A collector of `registry` from its making on."""
 
-    def __init__(
-        self,
-        common: Mapping[str, str],
-        registry: CollectorRegistry = REGISTRY,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._common = dict(common)
-        self._registry = registry
-        self._clock = clock
+class PrometheusPage:
+    """All that a process exports of ours. A collector of `registry` from its making on."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self._families: dict[str, Family] = {}
-        self._values: dict[str, dict[Labels, tuple[float, float]]] = {}
+        self._values: dict[str, dict[Series, tuple[float, float]]] = {}
         self._lock = threading.Lock()
+        self.show_on(registry)
+
+    def show_on(self, registry: CollectorRegistry) -> None:
+        """Be a collector of this registry, too."""
         registry.register(self)
 
-    def close(self) -> None:
-        """Take the series off the page."""
-        self._registry.unregister(self)
+    def host(self, common: Mapping[str, str]) -> PrometheusBackend:
+        """Where a host puts its values; `common` are the labels that all of its series carry."""
+        return PrometheusBackend(self, common)
 
-    def add(self, family: Family, labels: Labels, amount: float) -> None:
-        """See Backend."""
+    def put(self, family: Family, series: Series, value: float, *, counts_on: bool) -> None:
+        """Show a value from now on, beside what the series had or in its place."""
         with self._lock:
-            series = self._series(family, labels)
-            series[labels] = (series.get(labels, (0.0, 0.0))[0] + amount, self._clock())
+            self._families[family.name] = family
+            values = self._values.setdefault(family.name, {})
+            before = values.get(series, (0.0, 0.0))[0] if counts_on else 0.0
+            values[series] = (before + value, self.clock())
 
-    def set(self, family: Family, labels: Labels, value: float) -> None:
-        """See Backend."""
-        with self._lock:
-            self._series(family, labels)[labels] = (value, self._clock())
-
-    def describe(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily]:
+    def describe(self) -> Iterable[Metric]:
         """Nothing, so that a registry does not ask for values before there are any."""
         return ()
 
-    def collect(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily]:
+    def collect(self) -> Iterable[Metric]:
         """Every series as it stands, when the page is asked for."""
-        now_s = self._clock()
+        now_s = self.clock()
         with self._lock:
-            found = [(self._families[name], list(series.items())) for name, series in self._values.items()]
-        for family, series in found:
-            kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
-            shown = kind(family.name, family.help, labels=[*self._common, *family.labels])
-            for labels, (value, set_at_s) in series:
-                if family.kind == "counter" or now_s - set_at_s < GAUGE_HOLDS_S:
-                    shown.add_metric([*self._common.values(), *labels], value)
+            found = [(self._families[name], list(values.items())) for name, values in self._values.items()]
+        for family, values in found:
+            shown = Metric(family.name, family.help, family.kind)
+            for series, (value, set_at_s) in values:
+                if family.kind == "counter":
+                    shown.add_sample(f"{family.name}_total", dict(series), value)
+                elif now_s - set_at_s < GAUGE_HOLDS_S:
+                    shown.add_sample(family.name, dict(series), value)
             yield shown
 
-    def _series(self, family: Family, labels: Labels) -> dict[Labels, tuple[float, float]]:
+
+class PrometheusBackend(Backend):
+    """The series of one host of a page."""
+
+    def __init__(self, page: PrometheusPage, common: Mapping[str, str]) -> None:
+        self._page = page
+        self._common = tuple(common.items())
+
+    def add(self, family: Family, labels: Labels, amount: float) -> None:
+        """See Backend."""
+        self._page.put(family, self._series(family, labels), amount, counts_on=True)
+
+    def set(self, family: Family, labels: Labels, value: float) -> None:
+        """See Backend."""
+        self._page.put(family, self._series(family, labels), value, counts_on=False)
+
+    def _series(self, family: Family, labels: Labels) -> Series:
         if len(labels) != len(family.labels):
             raise ValueError(f"{family.name}: {len(labels)} label values, it has the labels {', '.join(family.labels) or 'none'}")
-        self._families[family.name] = family
-        return self._values.setdefault(family.name, {})
+        return (*self._common, *zip(family.labels, labels, strict=True))

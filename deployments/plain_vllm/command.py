@@ -181,17 +181,18 @@ def _put_in_place(args: argparse.Namespace, options: ServeOptions) -> None:
     from importlib import import_module
 
     from nightjar.cluster.policy_thread import PolicyThread
-    from nightjar.cluster.telemetry.prometheus import PrometheusBackend
-    from nightjar.deployments.plain_vllm.server import SteeredServer
+    from nightjar.cluster.telemetry.prometheus import PrometheusPage
+    from nightjar.deployments.plain_vllm.server import SteeredServer, with_our_series
 
     entry = import_module(ENTRY)
     place = re.sub(r"[^\w.-]", "_", str(args.uds or args.port))
-    policy = PolicyThread(options.state or STATE.expanduser() / place, options.settings, lambda: PrometheusBackend({}))
+    page = PrometheusPage()
+    policy = PolicyThread(options.state or STATE.expanduser() / place, options.settings, lambda: page.host({}))
     server = SteeredServer(
         theirs=getattr(entry, REPLACED[0]),
-        their_build_app=getattr(entry, REPLACED[1]),
+        their_build_app=with_our_series(getattr(entry, REPLACED[1]), page),
         policy=policy,
-        backend=PrometheusBackend,
+        backend=page.host,
         place=place,
     )
     for name, ours in zip(REPLACED, (server.engine_client, server.build_app), strict=True):

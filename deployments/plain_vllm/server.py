@@ -17,6 +17,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from nightjar.cluster.api.access import configured_token, reader_tokens
 from nightjar.cluster.api.http_client import ROUTE_PREFIX
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    from nightjar.cluster.telemetry.prometheus import PrometheusPage
     from nightjar.deployments.agent import ReplicaAgent
 
 APPLICATION: Final = "vllm"
@@ -264,6 +269,37 @@ def what_is_added(engine_args: AsyncEngineArgs, usage_context: Any, *, shadow: b
         _restore(os.environ, users)
         if prepared.folder is not None:
             prepared.folder.remove()
+
+
+def with_our_series(build_app: Callable[..., FastAPI], page: PrometheusPage) -> Callable[..., FastAPI]:
+    """`build_app`, whose application shows `page` among vLLM's metrics also where PROMETHEUS_MULTIPROC_DIR is set.
+
+    vLLM (0.29 to 0.33) then reads files of several processes in place of the registry that `page` is in; production-stack sets it
+    for every server. Without our series where this fails.
+    """
+
+    def built(*arguments: Any, **keywords: Any) -> FastAPI:
+        app = build_app(*arguments, **keywords)
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            try:
+                app.router.routes.insert(0, _metrics_route(page))
+            except Exception:
+                log.exception("metrics_missing", consequence="vLLM's page has no series of Nightjar; nothing else is affected")
+        return app
+
+    return built
+
+
+def _metrics_route(page: PrometheusPage) -> Route:
+    from vllm.v1.metrics.prometheus import get_prometheus_registry
+
+    registry = get_prometheus_registry()
+    page.show_on(registry)
+
+    def metrics(_: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return Route("/metrics", metrics, include_in_schema=False)
 
 
 def served_name(engine_args: AsyncEngineArgs) -> str:

@@ -100,6 +100,14 @@ def complaints(folder: Path, rules: str, tests: list[dict[str, Any]]) -> str:
     return "" if done.returncode == 0 else done.stdout + done.stderr
 
 
+def metrics_complaints(page: str) -> str:
+    """What promtool says against the form of a page of metrics; its advice on names (exit code 3) is left out."""
+    assert PROMTOOL
+    command = [PROMTOOL, "check", "metrics"]
+    done = subprocess.run(command, input=page, capture_output=True, text=True, timeout=600, check=False)
+    return "" if done.returncode in {0, 3} else done.stdout + done.stderr
+
+
 def expecting(expression: str, minute: int, value: float, series: dict[str, str], interval: str = "1m") -> dict[str, Any]:
     """One case of promtool's: series in, the value of an expression without labels out."""
     return {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,10 +15,14 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from nightjar.cluster.api.operations import MODE, STARTING_MODE, Operation, OperationError
+from nightjar.cluster.telemetry.metrics import Family
+from nightjar.cluster.telemetry.prometheus import PrometheusPage
 from nightjar.deployments.engine.engine_folder import EngineFolder, make_engine_folder
 from nightjar.deployments.engine.start.arguments import EngineArguments
 from nightjar.deployments.plain_vllm import server as under_test
@@ -262,3 +268,22 @@ def test_without_the_policys_routes_vllms_application_serves(host: Host, monkeyp
     client = TestClient(host.server.build_app())
     assert client.get("/docs").status_code == 200
     assert client.get("/nightjar/health").status_code == 404
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch and vLLM, on import
+def test_our_series_stand_on_a_page_that_vllm_reads_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    vllms = pytest.importorskip("vllm.entrypoints.serve.instrumentator.metrics")
+    written = "from prometheus_client import Counter; Counter('vllm:counted', 'Counted.').inc()"
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    subprocess.run([sys.executable, "-c", written], check=True)
+
+    def build_app() -> FastAPI:
+        app = FastAPI()
+        vllms.attach_router(app)
+        return app
+
+    ours = PrometheusPage(CollectorRegistry())
+    app = under_test.with_our_series(build_app, ours)()
+    ours.host({}).set(Family(name="nightjar_age_seconds", kind="gauge", unit="seconds", help="Age."), (), 3.0)
+    page = TestClient(app).get("/metrics").text
+    assert {family.name for family in text_string_to_metric_families(page)} == {"vllm:counted", "nightjar_age_seconds"}
