@@ -1,4 +1,4 @@
-"""Keeps the chart's Prometheus rules and Grafana dashboards, which cluster/dashboards declares.
+"""Keeps the Prometheus rules and Grafana dashboards of the chart, and the rules of plain vLLM servers; cluster/dashboards has them.
 
 `python -m helm.monitoring_files` writes them, `--check` fails where they are out of date.
 """
@@ -14,8 +14,11 @@ from typing import Final
 from nightjar.cluster.dashboards import DASHBOARDS
 from nightjar.cluster.dashboards.panels import Dashboard, dashboard_text
 from nightjar.cluster.dashboards.rules import rule_file
+from nightjar.cluster.dashboards.without_ray import plain_rule_file
 
-FILES: Final = Path(__file__).parent / "nightjar" / "files"
+FOLDER: Final = Path(__file__).parent
+OF_CHART: Final = Path("nightjar/files")
+OF_PLAIN_VLLM: Final = Path("plain-vllm")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,12 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Writes the chart's Prometheus rules and Grafana dashboards.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if something is out of date")
     options = parser.parse_args(arguments)
-    stale = stale_files(FILES)
+    stale = stale_files(FOLDER)
     for path, text in stale.items():
         if options.check:
             sys.stderr.write(f"{path} is out of date: python -m helm.monitoring_files\n")
         else:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
     return 1 if stale and options.check else 0
 
@@ -42,8 +45,10 @@ def stale_files(folder: Path) -> dict[Path, str]:
 
 def generated(folder: Path) -> dict[Path, str]:
     """Every file and its text."""
-    dashboards = {folder / "dashboards" / _file_name(dashboard): dashboard_text(dashboard) for dashboard in DASHBOARDS}
-    return {folder / "rules" / "nightjar.yaml": rule_file(), **dashboards}
+    chart = folder / OF_CHART
+    dashboards = {chart / "dashboards" / _file_name(dashboard): dashboard_text(dashboard) for dashboard in DASHBOARDS}
+    rules = {chart / "rules" / "nightjar.yaml": rule_file(), folder / OF_PLAIN_VLLM / "rules.yaml": plain_rule_file()}
+    return rules | dashboards
 
 
 def _file_name(dashboard: Dashboard) -> str:

@@ -22,6 +22,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/cluster/dashboards/test_alerts.py": "promtool",
     "tests/cluster/dashboards/test_boards.py::test_serve_exports_the_names_and_labels_that_are_used": "ray",
     "tests/cluster/dashboards/test_boards.py::test_vllm_exports_the_names_that_are_used": "vllm",
+    "tests/cluster/dashboards/test_without_ray.py": "promtool",
     "tests/cluster/page/test_status_page.py": "a browser",
     "tests/cluster/test_client.py": "ray",
     "tests/cluster/telemetry/test_metrics.py::test_ray_gets_each_metric_once_with_the_hosts_labels": "ray",

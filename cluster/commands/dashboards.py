@@ -17,6 +17,7 @@ from nightjar.cluster.commands.options import Output, OutputOption, escaped, fai
 from nightjar.cluster.dashboards import DASHBOARDS
 from nightjar.cluster.dashboards.annotations import Annotation, RowsError, happened, phases, read_load_rows
 from nightjar.cluster.dashboards.grafana import Change, GrafanaError, GrafanaServer, annotate, checked_address, push
+from nightjar.cluster.dashboards.without_ray import PLAIN_DASHBOARDS
 from nightjar.cluster.storage.journal import read_journal
 
 TOKEN_VARIABLE: Final = "NIGHTJAR_GRAFANA_TOKEN"  # noqa: S105 - a variable's name
@@ -61,6 +62,10 @@ def push_dashboards(
             show_default="none: choose one of Grafana's at the top of a dashboard",
         ),
     ] = "",
+    without_ray: Annotated[
+        bool,
+        typer.Option("--without-ray", help="The dashboards for servers of `nightjar serve`; both kinds may be in one Grafana."),
+    ] = False,
     journal: JournalOption = None,
     load: LoadOption = None,
     output: OutputOption = Output.TABLE,
@@ -75,7 +80,10 @@ def push_dashboards(
             checked_address("--prometheus", prometheus)
         with _grafana(url) as grafana:
             annotations = _annotations(journal, load)
-            _show(chain(push(grafana, DASHBOARDS, prometheus), annotate(grafana, annotations)), output)
+            _show(
+                chain(push(grafana, PLAIN_DASHBOARDS if without_ray else DASHBOARDS, prometheus), annotate(grafana, annotations)),
+                output,
+            )
     except (GrafanaError, OSError, RowsError, TokenError) as error:
         fail(str(error))
 

@@ -1,7 +1,7 @@
 """What Prometheus and Grafana are given: rules and dashboards as code, and their way into Grafana.
 
-`rules`, `overview` and `one_replica` hold them, `python -m helm.monitoring_files` writes them into the Helm chart, and
-`nightjar dashboards push` brings the dashboards to a running Grafana (`grafana`).
+`rules`, `overview` and `one_replica` hold them, and `without_ray` makes of them those of plain vLLM servers. `python -m
+helm.monitoring_files` writes them into files, `nightjar dashboards push` brings the dashboards to a running Grafana (`grafana`).
 """
 
 from __future__ import annotations

@@ -78,8 +78,8 @@ def end_to_end(scope: Scope, selector: str) -> Panel:
     in_engine = "ray_vllm_e2e_request_latency_seconds"
     return Panel(
         title="End-to-end latency",
-        description="From arrival to the last token: as Serve's proxies see it, and within vLLM. What lies between them waited in "
-        "front of the engines. Each histogram's last bucket is as far as it sees.",
+        description="From arrival to the last token: within vLLM and, on Ray Serve, as its proxies see it. What lies between them "
+        "waited in front of the engines. Each histogram's last bucket is as far as it sees.",
         queries=(
             Query(f"histogram_quantile(0.5, {buckets}) / 1000", "{{application}} median"),
             Query(f"histogram_quantile(0.99, {buckets}) / 1000", "{{application}} 99 %"),

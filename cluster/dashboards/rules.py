@@ -10,6 +10,7 @@ where no name of the policy's application is known.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -279,14 +280,14 @@ and on ({BY_ENGINE}) ray_vllm_num_requests_waiting > 0""",
 )
 
 
-def rule_file() -> str:
+def rule_file(recordings: Sequence[Recording] = RECORDINGS, alerts: Sequence[Alert] = ALERTS) -> str:
     """The rule file, as Prometheus and the operator's PrometheusRule take it."""
     groups = [
         {
             "name": "nightjar.recording",
-            "rules": [{"record": rule.name, "expr": of_any_release(rule.expression)} for rule in RECORDINGS],
+            "rules": [{"record": rule.name, "expr": of_any_release(rule.expression)} for rule in recordings],
         },
-        {"name": "nightjar.alerts", "rules": [_alert(alert) for alert in ALERTS]},
+        {"name": "nightjar.alerts", "rules": [_alert(alert) for alert in alerts]},
     ]
     return HEADER + yaml.dump({"groups": groups}, Dumper=_BlockDumper, sort_keys=False, width=1000)
 

@@ -115,3 +115,12 @@ def expecting(expression: str, minute: int, value: float, series: dict[str, str]
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
         "promql_expr_test": [{"expr": expression, "eval_time": f"{minute}m", "exp_samples": [{"labels": "{}", "value": value}]}],
     }
+
+
+def without_an_answer(queries: Sequence[str], rules: str, series: dict[str, str], folder: Path) -> str:
+    """promtool's complaint where a query finds nothing after ten minutes of these series, a sample each 15 s."""
+    recorded = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries)]
+    groups = [*yaml.safe_load(rules)["groups"], {"name": "queries", "rules": recorded}]
+    asked = [expecting(f"count(query:{number}) > bool 0", 10, 1.0, series, interval="15s") for number in range(len(queries))]
+    at_once = asked[0] | {"promql_expr_test": [case for test in asked for case in test["promql_expr_test"]]}
+    return complaints(folder, yaml.safe_dump({"groups": groups}), [at_once])

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-import yaml
 
 from nightjar.cluster.dashboards import DASHBOARDS
 from nightjar.cluster.dashboards.overview import ERRORS, OF_SERVE, REQUESTS, failed_requests
@@ -18,7 +17,7 @@ from nightjar.cluster.telemetry.metrics import Family
 from nightjar.cluster.telemetry.policy_metrics import POLICY_METRICS
 from nightjar.deployments.metrics import REPLICA_METRICS
 from tests.cluster.dashboards.exported_names import SERVE_COUNTERS, SERVE_GAUGES, SERVE_HISTOGRAMS, VLLM_GAUGES, VLLM_HISTOGRAMS
-from tests.cluster.dashboards.promtool import complaints, expecting, needs_promtool
+from tests.cluster.dashboards.promtool import complaints, expecting, needs_promtool, without_an_answer
 
 VLLM: Final = 'model_name="m", engine="0", ReplicaId="r", WorkerId="w", ray_io_cluster="c"'
 REPLICA: Final = f'{VLLM}, application="chat", deployment="LLM"'
@@ -125,12 +124,8 @@ def test_every_alert_has_a_scenario_in_which_it_fires() -> None:
 
 @needs_promtool
 def test_every_query_of_the_dashboards_gives_something_before_vllm_counted_anything(tmp_path: Path) -> None:
-    queries = [query.expression for dashboard in DASHBOARDS for query in dashboard.queries]
-    rules = [{"record": f"query:{number}", "expr": _with_nothing_chosen(query)} for number, query in enumerate(queries)]
-    groups = [*yaml.safe_load(rule_file())["groups"], {"name": "queries", "rules": rules}]
-    series = _of_a_replica_that_steps() | _of_serve()
-    tests = [expecting(f"count(query:{number}) > bool 0", 10, 1.0, series, interval="15s") for number in range(len(queries))]
-    assert complaints(tmp_path, yaml.safe_dump({"groups": groups}), tests) == ""
+    queries = [with_nothing_chosen(query.expression) for dashboard in DASHBOARDS for query in dashboard.queries]
+    assert without_an_answer(queries, rule_file(), of_a_replica_that_steps() | _of_serve(), tmp_path) == ""
 
 
 @needs_promtool
@@ -139,18 +134,18 @@ def test_the_error_rate_is_the_share_of_requests_that_failed_and_zero_before_one
     failed: str | None, share: float, tmp_path: Path
 ) -> None:
     series = {f"{REQUESTS}{{{OF_CHAT}}}": "0+12x50"} | ({f'{ERRORS}{{{OF_CHAT}, error_code="500"}}': failed} if failed else {})
-    rate = _with_nothing_chosen(failed_requests(OF_SERVE).queries[0].expression)
+    rate = with_nothing_chosen(failed_requests(OF_SERVE).queries[0].expression)
     assert complaints(tmp_path, rule_file(), [expecting(f"sum({rate})", 10, share, series, interval="15s")]) == ""
 
 
-def _with_nothing_chosen(query: str) -> str:
+def with_nothing_chosen(query: str) -> str:
     text = query.replace(WINDOW, "1m")
     for variable in ("cluster", "application", "group", "replica"):
         text = text.replace(f'"${variable}"', '".*"')
     return text
 
 
-def _of_a_replica_that_steps() -> dict[str, str]:
+def of_a_replica_that_steps() -> dict[str, str]:
     """One series of everything that Nightjar exports, and vLLM's gauges and histograms; of its counters none."""
     own = _of_families(REPLICA_METRICS, REPLICA) | _of_families(POLICY_METRICS, POLICY)
     gauges = {f"ray_{name.replace(':', '_')}{{{VLLM}}}": "1x50" for name in VLLM_GAUGES}

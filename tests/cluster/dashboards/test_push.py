@@ -16,6 +16,7 @@ from nightjar.cluster.cli import app
 from nightjar.cluster.dashboards import DASHBOARDS
 from nightjar.cluster.dashboards.overview import OVERVIEW
 from nightjar.cluster.dashboards.panels import dashboard_json
+from nightjar.cluster.dashboards.without_ray import PLAIN_DASHBOARDS
 from tests.cluster.dashboards.fake_grafana import TOKEN, FakeGrafana, running_grafana, serving
 
 EVERYTHING = [
@@ -70,6 +71,13 @@ def test_a_first_push_creates_folder_data_source_and_dashboards(grafana: FakeGra
     stored = grafana.dashboards[OVERVIEW.uid]
     assert stored["meta"]["folderUid"] == "nightjar"
     assert dashboard_json(OVERVIEW).items() <= stored["dashboard"].items()
+
+
+def test_dashboards_of_plain_servers_are_pushed_beside_those_of_a_cluster(grafana: FakeGrafana) -> None:
+    pushed(grafana)
+    assert pushed(grafana, "--without-ray") == ["unchanged", "unchanged", "created", "created"]
+    assert grafana.dashboards.keys() == {dashboard.uid for dashboard in (*DASHBOARDS, *PLAIN_DASHBOARDS)}
+    assert "ray_" not in json.dumps(grafana.dashboards[PLAIN_DASHBOARDS[0].uid]["dashboard"])
 
 
 def test_a_second_push_writes_nothing(grafana: FakeGrafana) -> None:
