@@ -54,6 +54,7 @@ NEEDS: Final[Mapping[str, str]] = {
     "tests/deployments/plain_vllm/test_command.py::test_the_parser_is_vllms_own_with_a_group_more": "vllm",
     "tests/deployments/plain_vllm/test_server.py::test_our_series_stand_on_a_page_that_vllm_reads_from_files": "vllm",
     "tests/deployments/plain_vllm/test_serving.py": "vllm",
+    "tests/deployments/plain_vllm/test_without_ray.py": "vllm",
     "tests/deployments/test_drafter_kinds.py::test_every_method_of_the_installed_vllm_is_in_the_table_or_an_alias_of_mtp": "vllm",
     "tests/deployments/engine/test_engine_processes.py::test_without_nvidias_driver_no_memory_is_waited_for": "vllm",
     "tests/deployments/engine/test_graph_memory.py::test_both_of_vllms_runners_say_it_in_these_words": "vllm",

@@ -27,6 +27,13 @@ VLLM_HISTOGRAMS: Final = {
     "vllm:time_to_first_token_seconds",
 }
 
+VLLM_OWN_SERIES: Final = {
+    *(f"{name}_total" for name in VLLM_COUNTERS),
+    *VLLM_GAUGES,
+    *(f"{name}_bucket" for name in VLLM_HISTOGRAMS),
+}
+"""As a server's own page has them."""
+
 VLLM_SERIES: Final = {
     *(f"ray_{name.replace(':', '_')}_total" for name in VLLM_COUNTERS),
     *(f"ray_{name.replace(':', '_')}" for name in VLLM_GAUGES),

@@ -13,14 +13,13 @@ from nightjar.cluster.dashboards import DASHBOARDS
 from nightjar.cluster.dashboards.panels import Query
 from nightjar.cluster.dashboards.rules import ALERTS, RECORDINGS
 from nightjar.cluster.dashboards.without_ray import PLAIN_DASHBOARDS, plain_rule_file
-from tests.cluster.dashboards.exported_names import FAMILIES, LABELS, VLLM_COUNTERS, VLLM_GAUGES, VLLM_HISTOGRAMS
+from tests.cluster.dashboards.exported_names import FAMILIES, LABELS, VLLM_OWN_SERIES
 from tests.cluster.dashboards.promql_names import labels_of, series_of
 from tests.cluster.dashboards.promtool import complaints, expecting, needs_promtool, without_an_answer
 from tests.cluster.dashboards.test_alerts import SCENARIOS, of_a_replica_that_steps, with_nothing_chosen
 
 OWN: Final = {family.exported_name.removeprefix("ray_") for family in FAMILIES}
-VLLMS: Final = {*(f"{name}_total" for name in VLLM_COUNTERS), *VLLM_GAUGES, *(f"{name}_bucket" for name in VLLM_HISTOGRAMS)}
-ON_THE_PAGE: Final = OWN | VLLMS | {recording.name for recording in RECORDINGS} | {"ALERTS"}
+ON_THE_PAGE: Final = OWN | VLLM_OWN_SERIES | {recording.name for recording in RECORDINGS} | {"ALERTS"}
 RULES: Final = [rule for group in yaml.safe_load(plain_rule_file())["groups"] for rule in group["rules"]]
 QUERIES: Final = [query for dashboard in PLAIN_DASHBOARDS for query in dashboard.queries]
 OF_SERVE: Final = {"NightjarMetricsAbsent", "NightjarNoReplica", "NightjarApplicationUnhealthy", "NightjarReplicasPending"}
