@@ -168,10 +168,14 @@ async def test_each_rank_behind_one_front_end_has_an_agent_that_asks_its_own_cor
     core: Any = host.ours.engine_core
     core.core_engines, core.engine_ranks_managed, core._call_utility_async = ["first", "second"], [0, 1], of_a_core
     monkeypatch.setattr(under_test, "group_of", lambda *_, **__: GroupKey(target="m", data_parallel_size=2))
+    registry = CollectorRegistry()
+    monkeypatch.setattr(host.server, "_backend", PrometheusPage(registry).host)
     async with host.server.engine_client(ARGUMENTS, usage_context=None):
         await both.wait()
     assert asked == {"first", "second"}
     assert left(host) == []
+    (steps,) = (family for family in registry.collect() if family.name == "nightjar_steps")
+    assert {sample.labels["engine"] for sample in steps.samples} == {"0", "1"}
 
 
 @pytest.mark.parametrize("mode", ["shadow", "auto"])
