@@ -41,6 +41,9 @@ COMMANDS: Final = {
         "Serve one model as `vllm serve` does, steered, without Ray: vLLM's own arguments.",
         extra="vllm",
     ),
+    "policy": RoomCommand(
+        f"{CLUSTER}.policy", "Run one policy for several servers of `nightjar serve`, without Ray.", extra="policy"
+    ),
     "status": RoomCommand(
         f"{CLUSTER}.status",
         "Show every replica (batch, queue, KV use, K, acceptance), and of each group its plan and what it gained.",

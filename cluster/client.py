@@ -62,8 +62,12 @@ class PolicyClient:
 
     async def exchange(self, report: LoadReport, timeout_s: float) -> ExchangeReply:
         """Report, and wait for news. The actor parks the call for up to `exchange_period_s`: `timeout_s` must be well above."""
-        payload = await self._call("exchange", report.to_wire(), timeout_s=timeout_s)
-        return _parsed(ExchangeReply.from_wire, payload)
+        return _parsed(ExchangeReply.from_wire, await self.exchange_bytes(report.to_wire(), timeout_s))
+
+    async def exchange_bytes(self, payload: bytes, timeout_s: float) -> bytes:
+        """The same for a report that comes in its wire form, and whose reply is to go on so."""
+        reply: bytes = await self._call("exchange", payload, timeout_s=timeout_s)
+        return reply
 
     async def starting_mode(self, replica_id: str, application: str, timeout_s: float) -> str:
         """The mode that a replica gets that starts now."""

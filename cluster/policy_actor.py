@@ -81,7 +81,7 @@ class PolicyActor:
             publish=lambda seen: exporter.publish(seen, source="this process"),
             read_seed=SeedReader(),
             recorder=Recorder(RecordingFile(folder, max_file_bytes=file_bytes), recorded_replicas()),
-            other_versions=OtherVersions(_names_of_actors),
+            other_policies=OtherVersions(_names_of_actors),
             memory_kills=MemoryKills(_killed_for_memory),
         )
         await self._service.start()

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import os
-import platform
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,24 +20,17 @@ from typing import Final, TypeVar
 
 import structlog
 
-from nightjar.cluster.api.operations import CONFIGURE, STARTING_MODE, Answer, Operation, OperationError, P
-from nightjar.cluster.service.fleet_answers import ActorIdentity
-from nightjar.cluster.service.policy_service import PolicyService, epoch_clock
-from nightjar.cluster.service.seed_from import SeedReader
-from nightjar.cluster.storage.journal import JournalFile
-from nightjar.cluster.storage.recorder import Recorder, recorded_replicas
-from nightjar.cluster.storage.recording import RecordingFile
-from nightjar.cluster.storage.rotated_lines import chosen_file_bytes
+from nightjar.cluster.api.operations import STARTING_MODE, Answer, Operation, OperationError, P
+from nightjar.cluster.service.folder_policy import begun_policy
+from nightjar.cluster.service.policy_service import PolicyService
 from nightjar.cluster.storage.state_folder import StateFolder, StateFolderError
-from nightjar.cluster.telemetry.metrics import Backend, Exporter
-from nightjar.cluster.telemetry.policy_metrics import POLICY_METRICS
+from nightjar.cluster.telemetry.metrics import Backend
 from nightjar.policy.wire.report import LoadReport
 from nightjar.policy.wire.settings import ExchangeReply
 
 OPERATION_TIMEOUT_S: Final = 10.0
 STOP_TIMEOUT_S: Final = 5.0
 """What the last save may take; the thread ends with its process whatever it does."""
-JOURNAL_FOLDER: Final = "journal"
 
 T = TypeVar("T")
 
@@ -122,9 +113,8 @@ class PolicyThread:
 
     async def _begin(self) -> None:
         try:
-            policy = self._service()
-            await policy.start()
-            await policy.call(CONFIGURE, self._settings)
+            store = self._store = self._taken_folder()
+            policy = await begun_policy(store, self._settings, self._backend(), folder=self._folder)
         except Exception as error:
             log.exception("policy_not_begun", consequence="the engine is served without a policy")
             self._began.set_result(f"{type(error).__name__}: {error}")
@@ -135,21 +125,6 @@ class PolicyThread:
         if self._began.done() and not isinstance(policy := self._began.result(), str):
             await policy.stop()
             await policy.save()
-
-    def _service(self) -> PolicyService:
-        store = self._store = self._taken_folder()
-        journal, file_bytes = store.path / JOURNAL_FOLDER, chosen_file_bytes()
-        exporter = Exporter(POLICY_METRICS, self._backend())
-        return PolicyService(
-            store=store,
-            journal=JournalFile(journal, max_file_bytes=file_bytes),
-            clock=epoch_clock(),
-            identity=ActorIdentity(pid=os.getpid(), node_id=platform.node(), state_folder=str(self._folder)),
-            retire=None,
-            publish=lambda seen: exporter.publish(seen, source="this process"),
-            read_seed=SeedReader(),
-            recorder=Recorder(RecordingFile(journal, max_file_bytes=file_bytes), recorded_replicas()),
-        )
 
     def _taken_folder(self) -> StateFolder:
         try:

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from nightjar.cluster.api.operations import OperationError
 from nightjar.cluster.telemetry.metrics import PUBLISH_PERIOD_S
 from nightjar.deployments.engine_watch import EngineWatch
 from nightjar.deployments.steering_level import FULLY, ONLY_OBSERVING, Steered, level_now
@@ -95,7 +96,7 @@ class Failures:
 
     def failed(self, error: BaseException | str) -> float:
         """Note a failure; seconds to wait."""
-        kind = error if isinstance(error, str) else type(error).__name__
+        kind = error if isinstance(error, str) else _kind(error)
         if kind not in self._kinds:
             self._kinds.add(kind)
             log.warning(self._event, kind=kind, error=str(error))
@@ -108,6 +109,14 @@ class Failures:
             log.info("trouble_over", trouble=self._event, failures=self._count)
         self._kinds.clear()
         self._count = 0
+
+
+def _kind(error: BaseException) -> str:
+    """What tells this failure from others, whose words may hold numbers: of a policy's answer also its code, and what led to it."""
+    if not isinstance(error, OperationError):
+        return type(error).__name__
+    cause = f", {type(error.__cause__).__name__}" if error.__cause__ is not None else ""
+    return f"{int(error.code)}{cause}"
 
 
 class ReplicaAgent:

@@ -110,6 +110,10 @@ NOT_HERE: Final = {
     "nightjar serve Qwen/Qwen3-32B --port 8000 --spec-model Qwen/Qwen3-0.6B --spec-tokens 5": (
         "no GPU; tests/deployments/plain_vllm serves a small model"
     ),
+    "NIGHTJAR_EXCHANGE_TOKEN=... nightjar policy --state /state --host 0.0.0.0 --settings auto.yaml": (
+        "serves until it is ended; tests/cluster/commands/test_policy.py"
+    ),
+    "NIGHTJAR_EXCHANGE_TOKEN=... nightjar serve Qwen/Qwen3-32B --nightjar-policy http://policy:8470": "no GPU",
     "pip install '.[grafana]'": "was run before any test, with the other extras",
     "nightjar gpu-proof --target Qwen/Qwen3-1.7B --draft Qwen/Qwen3-0.6B --head AngelSlim/Qwen3-1.7B_eagle3 --out runs/gpu-proof": (
         "no GPU; tests/deployments/proof/kit rehearses it on a CPU"

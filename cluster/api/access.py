@@ -24,6 +24,7 @@ TOKEN_FILE_VARIABLE: Final = f"{TOKEN_VARIABLE}_FILE"
 READ_TOKEN_VARIABLE: Final = "NIGHTJAR_API_READ_TOKEN"  # noqa: S105 - a variable's name
 READ_ACCESS_VARIABLE: Final = "NIGHTJAR_API_READ_ACCESS"
 """`open` or `token`; where it is not set, readers need a token if one is configured for them."""
+EXCHANGE_TOKEN_VARIABLE: Final = "NIGHTJAR_EXCHANGE_TOKEN"  # noqa: S105 - a variable's name
 
 
 class TokenError(ValueError):
@@ -88,11 +89,34 @@ def require_writer(authorization: str, token: Callable[[], SecretStr | None]) ->
         at_home = f"under `nightjar run`: end it, export {TOKEN_VARIABLE}, start it again"
         how = f"start the policy app with {variables} set ({at_home})"
         raise OperationError(HTTPStatus.FORBIDDEN, f"read-only: no API token is configured; {how}")
+    _require_bearer(authorization, expected, f"`nightjar` sends its {TOKEN_VARIABLE}, others send Authorization: Bearer TOKEN")
+
+
+def exchange_token() -> SecretStr | None:
+    """The token of reports over HTTP. Raises TokenError as `configured_token` does."""
+    return configured_token(variable=EXCHANGE_TOKEN_VARIABLE)
+
+
+def require_reporter(authorization: str, token: Callable[[], SecretStr | None], *, is_open: bool) -> None:
+    """Raises OperationError: 403 where no usable token is configured, 401 where the header `Authorization` does not present it.
+
+    Where `is_open`, anybody may report while no token is configured.
+    """
+    try:
+        expected = token()
+    except TokenError as error:
+        raise OperationError(HTTPStatus.FORBIDDEN, f"takes no reports: {error}") from error
+    if expected is not None:
+        _require_bearer(authorization, expected, f"the server that reports needs the policy's {EXCHANGE_TOKEN_VARIABLE}")
+    elif not is_open:
+        words = f"takes no reports: no token is configured; start the policy with {EXCHANGE_TOKEN_VARIABLE} (or ..._FILE) set"
+        raise OperationError(HTTPStatus.FORBIDDEN, words)
+
+
+def _require_bearer(authorization: str, expected: SecretStr, how: str) -> None:
     scheme, _, presented = authorization.partition(" ")
     if scheme.lower() != "bearer" or not is_token(presented.strip(), expected):
-        how = f"`nightjar` sends its {TOKEN_VARIABLE}, others send Authorization: Bearer TOKEN"
-        problem = "wrong token" if presented else f"a token is needed: {how}"
-        raise OperationError(HTTPStatus.UNAUTHORIZED, problem)
+        raise OperationError(HTTPStatus.UNAUTHORIZED, "wrong token" if presented else f"a token is needed: {how}")
 
 
 def require_reader(authorization: str, readers: Callable[[], tuple[SecretStr, ...] | None]) -> None:

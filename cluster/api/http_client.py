@@ -6,9 +6,11 @@ answers, or the API's own line for a wrong token, a read-only API or a bad value
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final, Self
+from urllib.parse import SplitResult
 
 import httpx
 from pydantic import SecretStr
@@ -35,10 +37,7 @@ class HttpClient:
         timeout_s: float = TIMEOUT_S,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        address = web_address(url)
-        if address is None:
-            shown = without_credentials(repr(url))
-            raise OperationError(HTTPStatus.BAD_REQUEST, f"url: {shown} is not an address such as http://127.0.0.1:8000")
+        address = address_of(url)
         self._url = without_credentials(url.rstrip("/"))  # as messages show it
         headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
         self._client = httpx.Client(
@@ -78,18 +77,27 @@ class HttpClient:
             words = f"nothing answers at {self._url} ({error}); is Nightjar running, and is --url right?"
             raise OperationError(HTTPStatus.SERVICE_UNAVAILABLE, words) from error
         if not response.is_success:
-            raise OperationError(response.status_code, self._refusal(response))
+            words = refusal(str(response.request.url), response.status_code, response.content)
+            raise OperationError(response.status_code, words)
         return response
 
-    def _refusal(self, response: httpx.Response) -> str:
-        try:
-            detail = response.json()["detail"]
-        except (ValueError, KeyError, TypeError):
-            return (
-                f"{without_credentials(str(response.request.url))} answered {response.status_code}: no Nightjar policy app there "
-                f"(it is expected under {ROUTE_PREFIX})"
-            )
-        return f"{detail} (HTTP {response.status_code})"
+
+def address_of(url: str) -> SplitResult:
+    """The parts of a policy's address. Raises OperationError for what is none."""
+    address = web_address(url)
+    if address is None:
+        shown = without_credentials(repr(url))
+        raise OperationError(HTTPStatus.BAD_REQUEST, f"url: {shown} is not an address such as {DEFAULT_URL}")
+    return address
+
+
+def refusal(url: str, code: int, body: bytes) -> str:
+    """What the API says of a request that it refused; that there is none, where it did not answer."""
+    try:
+        detail = json.loads(body)["detail"]
+    except (ValueError, KeyError, TypeError):
+        return f"{without_credentials(url)} answered {code}: no Nightjar policy app there (it is expected under {ROUTE_PREFIX})"
+    return f"{detail} (HTTP {code})"
 
 
 def _options(route: Route, arguments: Sequence[object]) -> dict[str, Any]:

@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+import yaml
 from rich.console import Console
 from rich.markup import escape
 
@@ -22,6 +24,7 @@ from nightjar.cluster.api.access import (
 )
 from nightjar.cluster.api.http_client import HttpClient
 from nightjar.cluster.api.operations import Answer, Operation, OperationError, P
+from nightjar.policy.wire.operator import SettingsError, parse_operator_settings
 
 
 class Output(StrEnum):
@@ -44,6 +47,21 @@ TokenOption = Annotated[
     ),
 ]
 OutputOption = Annotated[Output, typer.Option("-o", "--output", help="table for people, json for programs.")]
+
+
+def settings_of(option: str, file: Path) -> dict[str, object]:
+    """The policy's settings in a YAML file: a `user_config`. Raises SettingsError, which names the `option`, for what is none."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{option} {file}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"{option} {file}: a mapping of settings is needed, such as mode: auto (got {str(values)[:80]!r})")
+    try:
+        parse_operator_settings(values)
+    except SettingsError as error:
+        raise SettingsError(f"{option} {file}: {error}") from error
+    return dict(values)
 
 
 def open_client(url: str, token: str = "") -> HttpClient:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -29,6 +29,30 @@ NamesOfActors = Callable[[], Awaitable[Sequence[str]]]
 """Names of the actors that live beside this one. May raise anything."""
 
 log = structlog.get_logger(__name__)
+
+
+class OtherPolicies(Protocol):
+    """What a policy is told of others that may grant beside it. All on one event loop; nothing raises."""
+
+    async def notice_s(self) -> float:
+        """How long after now another one may still grant because it has not noticed this one."""
+        ...
+
+    async def keep_looking(self) -> None:
+        """Look, for ever."""
+        ...
+
+    def hold_back(self, controller: Controller, now_s: float) -> list[str]:
+        """Have nothing granted while another one has the right to. Answers news, in words."""
+        ...
+
+
+def grant_nothing(controller: Controller, now_s: float, *, is_held: bool, has_turned: bool) -> None:
+    """Have nothing granted while `is_held`, nor for one longest lease after that has turned."""
+    since_s = controller.state.quiet_since_s
+    is_wearing_off = since_s is None or now_s - since_s >= controller.settings.max_lease_ttl_s / 2
+    if has_turned or (is_held and is_wearing_off):
+        controller.await_leases(max(now_s, since_s or now_s))
 
 
 async def no_other_actors() -> Sequence[str]:
@@ -79,10 +103,7 @@ class OtherVersions:
                 f"{what}: this one, of protocol {self._version}, grants no restarts" + ("" if newer else " for one lease more")
             ]
             log.warning("other_protocol_version", newer=newer, before=before, mine=self._version)
-        since_s = controller.state.quiet_since_s
-        is_wearing_off = since_s is None or now_s - since_s >= controller.settings.max_lease_ttl_s / 2
-        if newer != before or (newer and is_wearing_off):
-            controller.await_leases(max(now_s, since_s or now_s))
+        grant_nothing(controller, now_s, is_held=newer > 0, has_turned=newer != before)
         return turned
 
     async def _look(self) -> list[int] | None:

@@ -26,7 +26,7 @@ from nightjar.cluster.operator.state import OperatorState
 from nightjar.cluster.service.fleet_answers import AboutService, ActorIdentity, explanation_of, status_of
 from nightjar.cluster.service.mailbox import Mailbox
 from nightjar.cluster.service.memory_kills import MemoryKills
-from nightjar.cluster.service.other_versions import OtherVersions, foreign_protocol, no_other_actors
+from nightjar.cluster.service.other_versions import OtherPolicies, OtherVersions, foreign_protocol, no_other_actors
 from nightjar.cluster.service.seed_from import ReadSeed, SeedFrom, is_policy
 from nightjar.cluster.storage.checkpoint import LARGE, Checkpoint, KeyValueStore, Remembered
 from nightjar.cluster.storage.journal import Journal, entry_of
@@ -49,7 +49,7 @@ from nightjar.policy.status.stock_table import stock_tables
 from nightjar.policy.wire.explanation import Explanation
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
-from nightjar.policy.wire.record import WireError
+from nightjar.policy.wire.record import MAX_REASON_LENGTH, WireError
 from nightjar.policy.wire.report import DrafterState, LoadReport
 from nightjar.policy.wire.settings import ExchangeReply, IssuedSettings
 from nightjar.policy.wire.status import FleetStatus
@@ -68,8 +68,8 @@ class PolicyService:
     `clock` gives seconds since the epoch and never steps back, so an expiry in it means the same to the next actor; `retire` is
     called once when no report came for IDLE_EXIT_S, and a policy without one waits for reports for ever. `publish` is shown the
     policy every PUBLISH_PERIOD_S, also while deciding is stuck; it must not wait. `recorder` notes what a replay needs (INV-7);
-    without one nothing is noted. `other_versions` knows of actors of other protocol versions beside this one; without it there are
-    none. `memory_kills` knows of replicas that Ray killed.
+    without one nothing is noted. `other_policies` knows of those that may grant beside this one; without it there are none.
+    `memory_kills` knows of replicas that Ray killed.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class PolicyService:
         publish: Callable[[PolicyNumbers], None],
         read_seed: ReadSeed,
         recorder: Recorder | None = None,
-        other_versions: OtherVersions | None = None,
+        other_policies: OtherPolicies | None = None,
         memory_kills: MemoryKills | None = None,
     ) -> None:
         log_plain_tracebacks()
         self._checkpoint = Checkpoint(store)
-        self._others = other_versions or OtherVersions(no_other_actors)
+        self._others = other_policies or OtherVersions(no_other_actors)
         self._clock = clock
         self._retire = retire
         self._publish = publish
@@ -186,16 +186,23 @@ class PolicyService:
         Waits up to `exchange_period_s` for news. Never raises: what cannot be taken is refused, with the reason (INV-4, INV-10).
         """
         try:
+            return await self.exchange_report(payload)
+        except WireError as error:
+            return ExchangeReply(incarnation=self.incarnation, refused=str(error)[:MAX_REASON_LENGTH])
+
+    async def exchange_report(self, payload: bytes) -> ExchangeReply:
+        """The same, but for bytes that are no report: refused and counted as there, they raise WireError."""
+        try:
             return await self._exchange(payload)
+        except WireError as error:
+            self._refuse(str(error))
+            raise
         except Exception as error:
             log.exception("exchange_failed")
             return self._refuse(f"the policy failed on this report: {type(error).__name__}: {error}")
 
     async def _exchange(self, payload: bytes) -> ExchangeReply:
-        try:
-            report = LoadReport.from_wire(payload)
-        except WireError as error:
-            return self._refuse(str(error))
+        report = LoadReport.from_wire(payload)
         if refused := foreign_protocol(report):
             return self._refuse(refused)
         now_s, before = self._clock(), self._controller.state

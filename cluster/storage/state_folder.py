@@ -1,24 +1,33 @@
 """The policy's store where there is no Ray: a folder that one process holds.
 
 A value is a file, replaced as a whole, so that a process that is killed, or a disk that is full, leaves the value before. The
-folder is locked for as long as its process lives: two policies that wrote over each other would each lose what it learned. Fails
-as StateFolderError where it cannot be had, in words, and as StoreError where a value cannot be read or written.
+folder is locked for as long as its process lives: two policies that wrote over each other would each lose what it learned. The
+holder's mark stands in the lock's file, so that one whose lock was taken all the same (the file was deleted, or the file system
+keeps no locks between two machines) can see it, and then writes no more. Fails as StateFolderError where it cannot be had, in
+words, and as StoreError where a value cannot be read or written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import uuid
 from pathlib import Path
 from typing import Final, Self
 
-from nightjar.cluster.storage.checkpoint import called_in_time
+from nightjar.cluster.storage.checkpoint import StoreError, called_in_time
 
 _LOCK: Final = "lock"
+_MARK_BYTES: Final = 32
 
 
 class StateFolderError(RuntimeError):
-    """A folder that this process cannot have. The message names it, why, and what to do."""
+    """A folder that this process cannot have. The message names it, why, and what to do; `is_held`: another process has it."""
+
+    def __init__(self, message: str, *, is_held: bool = False) -> None:
+        super().__init__(message)
+        self.is_held = is_held
 
 
 class StateFolder:
@@ -27,6 +36,8 @@ class StateFolder:
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self._lock = lock
+        self._mark = _marked(lock)
+        self._lost = ""
 
     @classmethod
     def take(cls, path: Path) -> Self:
@@ -40,12 +51,28 @@ class StateFolder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(lock)
-            raise StateFolderError(f"state folder {path}: another policy holds it; name one for each server") from error
+            words = f"state folder {path}: another policy holds it; name one for each policy"
+            raise StateFolderError(words, is_held=True) from error
         return cls(path, lock)
 
     def close(self) -> None:
         """Give the folder back."""
         os.close(self._lock)
+
+    def why_lost(self) -> str:
+        """Why another policy may hold the folder by now; empty while none does, and where the disk does not tell. Blocks."""
+        if not self._lost:
+            with contextlib.suppress(OSError):
+                self._lost = self._seen()
+        return self._lost
+
+    def _seen(self) -> str:
+        file = self.path / _LOCK
+        try:
+            mark = file.read_bytes()[:_MARK_BYTES]
+        except FileNotFoundError:
+            return f"state folder {self.path}: its lock is gone, so that another policy may hold it"
+        return "" if mark == self._mark else f"state folder {self.path}: another policy holds it now"
 
     async def get(self, key: str) -> bytes | None:
         """See KeyValueStore."""
@@ -53,10 +80,19 @@ class StateFolder:
 
     async def put(self, key: str, value: bytes) -> None:
         """See KeyValueStore."""
+        if self._lost:
+            raise StoreError(self._lost)
         await called_in_time(key, _replace, self._file(key), value)
 
     def _file(self, key: str) -> Path:
         return self.path / key.replace(":", ".")
+
+
+def _marked(lock: int) -> bytes:
+    """The mark of this holder. On a full disk, where no holder before has written one, it is empty."""
+    with contextlib.suppress(OSError):
+        os.pwrite(lock, uuid.uuid4().hex.encode(), 0)
+    return os.pread(lock, _MARK_BYTES, 0)
 
 
 def _read(file: Path) -> bytes | None:

@@ -13,20 +13,22 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import structlog
 import typer
-import yaml
 from pydantic import ValidationError
 from typer.core import TyperCommand
 
+from nightjar.cluster.api.exchange_client import HttpPolicy, check_address
+from nightjar.cluster.api.operations import OperationError
+from nightjar.cluster.commands.options import settings_of
 from nightjar.deployments.engine.start.hooks import moved
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.operator import SettingsError, parse_operator_settings
+from nightjar.policy.wire.operator import SettingsError
 
 GROUP: Final = "Nightjar"
 ENTRY: Final = "vllm.entrypoints.launchers.api_server.entry"
@@ -52,10 +54,11 @@ class PassedOn(TyperCommand):
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """Ours. `settings` is a whole `user_config` of the policy."""
+    """Ours. `settings` is a whole `user_config` of the policy, `policy` the address of one elsewhere; empty where it runs here."""
 
     settings: Mapping[str, object]
     state: Path | None = None
+    policy: str = ""
     print_arguments: bool = False
 
 
@@ -65,6 +68,16 @@ app = typer.Typer()
 @app.command("serve", cls=PassedOn, add_help_option=False)
 def serve(
     model_tag: Annotated[str, typer.Argument(metavar="MODEL", help="As for vllm serve; vLLM's own options may follow.")] = "",
+    nightjar_policy: Annotated[
+        str,
+        typer.Option(
+            "--nightjar-policy",
+            metavar="URL",
+            help="Who decides: `local` is a policy in this process; else that of several servers, at its address "
+            "(`nightjar policy`, or a Ray cluster's), which alone knows mode and settings then.",
+            show_default="local",
+        ),
+    ] = "",
     nightjar_mode: Annotated[
         str,
         typer.Option(
@@ -96,23 +109,33 @@ def serve(
     """Serve a model as `vllm serve` does, and steer its speculative decoding. Needs no Ray.
 
     Every option of `vllm serve` works as there, `--help` and `--config` included: parser, routes, port, signals and exit codes are
-    vLLM's. The policy runs in the same process; `status`, `explain` and `mode` find it at the server's address, writes with the
-    token of NIGHTJAR_API_TOKEN. Whatever of Nightjar fails, vLLM serves.
+    vLLM's. The policy runs in the same process, unless --nightjar-policy names another; `status`, `explain` and `mode` find it at
+    the server's address, writes with the token of NIGHTJAR_API_TOKEN. Whatever of Nightjar fails, vLLM serves.
     """
     del model_tag
-    values = _settings(Path(nightjar_settings)) if nightjar_settings else {}
+    if nightjar_policy not in ("", "local"):
+        said = {"--nightjar-mode": nightjar_mode, "--nightjar-settings": nightjar_settings, "--nightjar-state": nightjar_state}
+        _check_address(nightjar_policy, [option for option, value in said.items() if value])
+        return ServeOptions({}, None, nightjar_policy, print_arguments=print_arguments)
+    values = settings_of("--nightjar-settings", Path(nightjar_settings)) if nightjar_settings else {}
     try:
         Mode.model_validate(nightjar_mode or "auto")
     except ValidationError as error:
         raise SettingsError(f"--nightjar-mode: {nightjar_mode[:40]!r} is none of auto, shadow, off, pin=K") from error
     if nightjar_mode or "mode" not in values:
         values["mode"] = nightjar_mode or "auto"
-    try:
-        parse_operator_settings(values)
-    except SettingsError as error:
-        raise SettingsError(f"--nightjar-settings {nightjar_settings}: {error}") from error
     state = Path(nightjar_state).expanduser() if nightjar_state else None
-    return ServeOptions(values, state, print_arguments)
+    return ServeOptions(values, state, print_arguments=print_arguments)
+
+
+def _check_address(policy: str, also_said: Sequence[str]) -> None:
+    """Raises SettingsError for what is no address of a policy, and for options of a policy that runs here."""
+    try:
+        check_address(policy)
+    except OperationError as error:
+        raise SettingsError(f"--nightjar-policy: {error}") from error
+    if also_said:
+        raise SettingsError(f"{also_said[0]}: the policy at {policy} knows it for all its servers; `nightjar mode` sets one there")
 
 
 def run_vllm(ours: list[Any], arguments: list[str]) -> None:
@@ -186,12 +209,13 @@ def _put_in_place(args: argparse.Namespace, options: ServeOptions) -> None:
 
     entry = import_module(ENTRY)
     place = re.sub(r"[^\w.-]", "_", str(args.uds or args.port))
-    page = PrometheusPage()
-    policy = PolicyThread(options.state or STATE.expanduser() / place, options.settings, lambda: page.host({}))
+    page, folder = PrometheusPage(), options.state or STATE.expanduser() / place
+    here = None if options.policy else PolicyThread(folder, options.settings, lambda: page.host({}))
     server = SteeredServer(
         theirs=getattr(entry, REPLACED[0]),
         their_build_app=with_our_series(getattr(entry, REPLACED[1]), page),
-        policy=policy,
+        policy=here or HttpPolicy(options.policy),
+        api=here,
         backend=page.host,
         place=place,
     )
@@ -212,22 +236,9 @@ def _print_arguments(args: argparse.Namespace, options: ServeOptions) -> None:
     variables: dict[str, str] = {}
     if not (reason := why_plainly(args, os.environ)):
         engine_args = AsyncEngineArgs.from_cli_args(args)
-        shadow = str(options.settings["mode"]) == "shadow"
+        shadow = options.settings.get("mode") == "shadow"  # of a policy elsewhere this is not known before the start
         arguments, variables, reason = what_is_added(engine_args, UsageContext.OPENAI_API_SERVER, shadow=shadow)
     if reason:
         typer.echo(f"served as plain vLLM: {reason}", err=True)
     if added := in_words(arguments, variables):
         typer.echo(added)
-
-
-def _settings(file: Path) -> dict[str, object]:
-    """Raises SettingsError where it holds no mapping; what is in it is looked at next."""
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"--nightjar-settings {file}: cannot be read ({' '.join(str(error).split())})") from error
-    if not isinstance(values, Mapping):
-        raise SettingsError(
-            f"--nightjar-settings {file}: a mapping of settings is needed, such as mode: auto (got {str(values)[:80]!r})"
-        )
-    return dict(values)

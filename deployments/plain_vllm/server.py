@@ -1,5 +1,5 @@
 """What stands in for two functions of vLLM's server: it starts the engine steered, with an agent on the server's own loop, and
-puts the policy's API beside vLLM's routes.
+puts the API of a policy that runs here beside vLLM's routes.
 
 Starting fails open (launch.py). A mistake in the user's arguments is vLLM's own message, for what fails before the steered
 arguments are tried is done again by vLLM alone. Requests pass through nothing of ours: the engine is vLLM's, the routes are vLLM's,
@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nightjar.cluster.api.access import configured_token, reader_tokens
+from nightjar.cluster.api.exchange_client import HttpPolicy
 from nightjar.cluster.api.http_client import ROUTE_PREFIX
 from nightjar.cluster.api.policy_api import create_policy_api
 from nightjar.cluster.policy_thread import PolicyThread
@@ -51,6 +52,10 @@ if TYPE_CHECKING:
     from nightjar.deployments.agent import ReplicaAgent
 
 APPLICATION: Final = "vllm"
+MAX_NAME_LENGTH: Final = 256
+"""Of an application in a report (policy/wire/record.py, Identifier)."""
+NODE_VARIABLE: Final = "NODE_NAME"
+"""As pods are usually given the name of their node, from `spec.nodeName`."""
 DEPLOYMENT: Final = "serve"
 STARTING_MODE_TIMEOUT_S: Final = 2.0
 FILES_GO_WITHIN_S: Final = 5.0
@@ -73,7 +78,8 @@ class Prepared:
 class SteeredServer:
     """One server's. `engine_client` and `build_app` take the arguments of vLLM's functions, `theirs` and `their_build_app`.
 
-    `place` tells this server from others of its machine: its port.
+    `place` tells this server from others of its machine: its port. `api` is the policy, where it runs here; the application of a
+    server under one elsewhere is the name of its model.
     """
 
     def __init__(
@@ -81,7 +87,8 @@ class SteeredServer:
         *,
         theirs: Callable[..., Any],
         their_build_app: Callable[..., FastAPI],
-        policy: PolicyThread,
+        policy: PolicyThread | HttpPolicy,
+        api: PolicyThread | None,
         backend: Callable[[Mapping[str, str]], Backend],
         place: str,
     ) -> None:
@@ -89,6 +96,7 @@ class SteeredServer:
         self._theirs = theirs
         self._their_build_app = their_build_app
         self._policy = policy
+        self._api = api
         self._backend = backend
         self._replica_id = f"{platform.node()}:{place}"
 
@@ -110,8 +118,10 @@ class SteeredServer:
     def build_app(self, *arguments: Any, **keywords: Any) -> FastAPI:
         """vLLM's application, with the policy's API in it."""
         app = self._their_build_app(*arguments, **keywords)
+        if self._api is None:
+            return app
         try:
-            app.mount(ROUTE_PREFIX, create_policy_api(self._policy, configured_token, reader_tokens))
+            app.mount(ROUTE_PREFIX, create_policy_api(self._api, configured_token, reader_tokens))
         except Exception:
             log.exception("policy_api_missing", consequence="vLLM's routes are served without it")
         return app
@@ -144,7 +154,11 @@ class SteeredServer:
         agents: list[ReplicaAgent] = []
         try:
             identity = identity_of(
-                running, replica_id=self._replica_id, application=APPLICATION, deployment=DEPLOYMENT, node_id=platform.node()
+                running,
+                replica_id=self._replica_id,
+                application=self._application(engine_args),
+                deployment=DEPLOYMENT,
+                node_id=node_name(os.environ),
             )
             for rank in running.ranks:
                 its = replace(identity, rank=rank)
@@ -159,7 +173,7 @@ class SteeredServer:
         users = dict(os.environ)
         try:
             prepared = prepare(engine_args, usage_context)
-            shadow = await self._wants_shadow()
+            shadow = await self._wants_shadow(engine_args)
         except Exception as error:  # noqa: BLE001 - the user's mistake, which vLLM says next, or one of ours
             self._serve_plainly(users, error)
             return None
@@ -209,10 +223,14 @@ class SteeredServer:
             self._serve_plainly(users, error)
             return None
 
-    async def _wants_shadow(self) -> bool:
+    def _application(self, engine_args: AsyncEngineArgs) -> str:
+        return APPLICATION if self._api is not None else served_name(engine_args)[:MAX_NAME_LENGTH]
+
+    async def _wants_shadow(self, engine_args: AsyncEngineArgs) -> bool:
         """A policy that does not answer in time: no."""
+        application = self._application(engine_args)
         try:
-            return await self._policy.starting_mode(self._replica_id, APPLICATION, STARTING_MODE_TIMEOUT_S) == "shadow"
+            return await self._policy.starting_mode(self._replica_id, application, STARTING_MODE_TIMEOUT_S) == "shadow"
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the policy, the engine starts
             log.warning("starting_mode_unknown", error=str(error), consequence="the engine starts with steered arguments")
             return False
@@ -300,6 +318,15 @@ def _metrics_route(page: PrometheusPage) -> Route:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return Route("/metrics", metrics, include_in_schema=False)
+
+
+def node_name(environ: Mapping[str, str]) -> str:
+    """The node whose link reloads share: a pod's as it was told, else this host.
+
+    >>> node_name({"NODE_NAME": "gpu-node-7"})
+    'gpu-node-7'
+    """
+    return environ.get(NODE_VARIABLE, "").strip()[:MAX_NAME_LENGTH] or platform.node()
 
 
 def served_name(engine_args: AsyncEngineArgs) -> str:

@@ -8,6 +8,9 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from tests.cluster import protocol
+from tests.cluster.over_http import over_http
+
 Handler = Callable[[httpx.Request], httpx.Response]
 
 
@@ -18,6 +21,12 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith("NIGHTJAR_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(params=["actor", "http"])
+def each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replicas reach a `running_service` as the actor's do, and over HTTP."""
+    monkeypatch.setattr(protocol, "each_way", {"actor": protocol.directly, "http": over_http}[request.param])
 
 
 @pytest.fixture

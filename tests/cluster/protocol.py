@@ -14,12 +14,13 @@ import pytest
 from nightjar.cluster.api.operations import OperationError
 from nightjar.cluster.service.fleet_answers import ActorIdentity
 from nightjar.cluster.service.memory_kills import MemoryKills
-from nightjar.cluster.service.other_versions import OtherVersions
+from nightjar.cluster.service.other_versions import OtherPolicies
 from nightjar.cluster.service.policy_service import PolicyService
 from nightjar.cluster.service.seed_from import ReadSeed
-from nightjar.cluster.storage.checkpoint import StoreError
+from nightjar.cluster.storage.checkpoint import KeyValueStore, StoreError
 from nightjar.cluster.storage.journal import JournalEntry
 from nightjar.cluster.storage.learned_file import LearnedFile, LearnedFileError
+from nightjar.cluster.storage.recorder import Recorder
 from nightjar.cluster.telemetry.policy_metrics import PolicyNumbers
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.report import (
@@ -91,16 +92,30 @@ async def no_seed(place: str) -> LearnedFile:
     raise LearnedFileError("no such file")
 
 
+Reached = Callable[[PolicyService], PolicyService]
+"""How replicas reach a service: as Ray carries a call, or over HTTP (over_http.py). Operators' calls go to the service itself."""
+
+
+def directly(service: PolicyService) -> PolicyService:
+    """As the actor has it."""
+    return service
+
+
+each_way: Reached = directly
+"""What `running_service` does; the fixture of this name has a test run both ways."""
+
+
 @asynccontextmanager
 async def running_service(
-    store: MemoryStore | None = None,
+    store: KeyValueStore | None = None,
     journal: MemoryJournal | None = None,
-    retire: Callable[[], None] = lambda: None,
+    retire: Callable[[], None] | None = lambda: None,
     publish: Callable[[PolicyNumbers], None] = lambda seen: None,
     read_seed: ReadSeed = no_seed,
-    other_versions: OtherVersions | None = None,
+    other_policies: OtherPolicies | None = None,
     memory_kills: MemoryKills | None = None,
     identity: ActorIdentity = HEAD,
+    recorder: Recorder | None = None,
 ) -> AsyncIterator[PolicyService]:
     """A started policy service; its tasks end with the block."""
     service = PolicyService(
@@ -111,12 +126,13 @@ async def running_service(
         retire=retire,
         publish=publish,
         read_seed=read_seed,
-        other_versions=other_versions,
+        other_policies=other_policies,
         memory_kills=memory_kills,
+        recorder=recorder,
     )
     await service.start()
     try:
-        yield service
+        yield each_way(service)
     finally:
         await service.stop()
 

@@ -18,6 +18,7 @@ from tests.cluster.protocol import MemoryJournal, MemoryStore, Replica, running_
 pytestmark = pytest.mark.looptime
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_a_new_replica_gets_settings_at_the_next_decision() -> None:
     async with running_service() as service:
         replica = Replica()
@@ -26,6 +27,7 @@ async def test_a_new_replica_gets_settings_at_the_next_decision() -> None:
         assert replica.mode == Mode(kind="shadow")
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_a_call_without_news_is_answered_after_the_period_and_confirms() -> None:
     async with running_service() as service:
         replica = Replica()
@@ -36,6 +38,7 @@ async def test_a_call_without_news_is_answered_after_the_period_and_confirms() -
         assert (reply.issued, reply.refused) == (None, "")
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_a_parked_call_wakes_when_the_mode_changes() -> None:
     async with running_service() as service:
         await service.configure({"exchange_period_s": 10.0, "replica_timeout_s": 3600.0})
@@ -50,6 +53,7 @@ async def test_a_parked_call_wakes_when_the_mode_changes() -> None:
         assert asyncio.get_running_loop().time() - before_s < 0.01
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_only_the_replica_whose_settings_changed_is_woken() -> None:
     async with running_service() as service:
         await service.configure({"exchange_period_s": 10.0, "replica_timeout_s": 3600.0})
@@ -76,6 +80,7 @@ async def test_the_sequence_does_not_rise_without_a_change() -> None:
         assert replica.version == version
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_a_newer_call_releases_the_older_one_of_the_same_replica() -> None:
     async with running_service() as service:
         replica = Replica()
@@ -88,6 +93,7 @@ async def test_a_newer_call_releases_the_older_one_of_the_same_replica() -> None
         await second
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_a_call_that_took_the_place_of_an_older_one_is_woken_by_news() -> None:
     async with running_service() as service:
         await service.configure({"exchange_period_s": 10.0, "replica_timeout_s": 3600.0})
@@ -105,6 +111,7 @@ async def test_a_call_that_took_the_place_of_an_older_one_is_woken_by_news() -> 
         assert issued.settings.mode == Mode(kind="off")
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_a_lost_reply_is_sent_again_once_a_period() -> None:
     async with running_service() as service:
         replica = Replica()
@@ -115,6 +122,7 @@ async def test_a_lost_reply_is_sent_again_once_a_period() -> None:
         assert asyncio.get_running_loop().time() - before_s == pytest.approx(0.5)
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_lost_doubled_and_reordered_calls_lose_no_counts() -> None:
     shuffle = random.Random(7)
     async with running_service() as faulty, running_service() as clean:
@@ -172,6 +180,7 @@ async def test_what_is_no_bytes_at_all_is_answered_too() -> None:
         assert reply.refused
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_absurd_counts_are_left_out_and_named_and_the_replica_keeps_its_settings() -> None:
     async with running_service() as service:
         replica = Replica()
@@ -187,6 +196,7 @@ async def test_absurd_counts_are_left_out_and_named_and_the_replica_keeps_its_se
         assert replica.mode == Mode(kind="off")
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_an_implausible_settings_version_is_refused_and_raises_no_incarnation() -> None:
     async with running_service() as service:
         liar = Replica()
@@ -198,6 +208,7 @@ async def test_an_implausible_settings_version_is_refused_and_raises_no_incarnat
         assert service.incarnation == 1
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_one_replica_raises_the_incarnation_once_and_not_with_every_report() -> None:
     async with running_service() as service:
         liar, honest = Replica("liar"), Replica("honest")
@@ -220,6 +231,7 @@ async def test_a_full_fleet_refuses_newcomers_and_serves_the_others(monkeypatch:
         assert (await members[0].exchange(service)).refused == ""
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_memory_is_bounded_by_live_replicas() -> None:
     async with running_service() as service:
         for number in range(40):
@@ -229,6 +241,7 @@ async def test_memory_is_bounded_by_live_replicas() -> None:
         assert service._mailbox.slots == {}
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_an_exchange_never_raises_even_where_the_fleet_code_does(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("by zero")
@@ -241,6 +254,7 @@ async def test_an_exchange_never_raises_even_where_the_fleet_code_does(monkeypat
         assert "ZeroDivisionError" in reply.refused
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_a_tick_that_fails_is_journaled_and_leaves_the_settings_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("by zero")
@@ -279,6 +293,7 @@ async def test_no_defect_in_a_tick_ends_the_deciding(monkeypatch: pytest.MonkeyP
         assert replica.mode == Mode(kind="off")
 
 
+@pytest.mark.usefixtures("each_way")
 async def test_a_store_that_hangs_delays_no_exchange_and_no_decision() -> None:
     store = MemoryStore()
     async with running_service(store) as service:

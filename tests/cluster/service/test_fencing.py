@@ -1,4 +1,4 @@
-"""INV-5 as a state machine: restarts, lost and late replies, a store that comes and goes, and several replicas."""
+"""INV-5 as a state machine: restarts, lost and late replies, a store that comes and goes, several replicas; also over HTTP."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from nightjar.cluster.service.policy_service import PolicyService
 from nightjar.policy.wire.settings import ExchangeReply, IssuedSettings, SettingsVersion
-from tests.cluster.protocol import MemoryStore, Replica, running_service, settled
+from tests.cluster.over_http import over_http
+from tests.cluster.protocol import MemoryStore, Reached, Replica, directly, running_service, settled
 
 T = TypeVar("T")
 
@@ -24,6 +25,8 @@ REPLICAS = ("r1", "r2", "r3")
 
 class FencedFleet(RuleBasedStateMachine):
     """Every restart is a new policy with the same store; replies may be lost or arrive after their policy died."""
+
+    reached: Reached = staticmethod(directly)
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +97,7 @@ class FencedFleet(RuleBasedStateMachine):
 
     def _start_policy(self) -> None:
         self.stack = AsyncExitStack()
-        self.service = self._run(self.stack.enter_async_context(running_service(self.store)))
+        self.service = self.reached(self._run(self.stack.enter_async_context(running_service(self.store))))
 
     def _apply(self, name: str, reply: ExchangeReply) -> None:
         replica = self.replicas[name]
@@ -108,7 +111,15 @@ class FencedFleet(RuleBasedStateMachine):
         return result
 
 
+class FencedFleetOverHttp(FencedFleet):
+    """The same, whose replicas know the policy by its address."""
+
+    reached = staticmethod(over_http)
+
+
 TestFencedFleet = pytest.mark.heavy(FencedFleet.TestCase)
 TestFencedFleet.settings = settings(
     max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+TestFencedFleetOverHttp = pytest.mark.heavy(FencedFleetOverHttp.TestCase)
+TestFencedFleetOverHttp.settings = settings(TestFencedFleet.settings, max_examples=20)

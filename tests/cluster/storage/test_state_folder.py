@@ -23,7 +23,7 @@ async def test_what_one_process_stored_the_next_one_reads(tmp_path: Path) -> Non
 
 def test_a_folder_has_one_holder_at_a_time(tmp_path: Path) -> None:
     first = StateFolder.take(tmp_path)
-    with pytest.raises(StateFolderError, match="another policy holds it; name one for each server"):
+    with pytest.raises(StateFolderError, match="another policy holds it; name one for each policy"):
         StateFolder.take(tmp_path)
     first.close()
     StateFolder.take(tmp_path).close()

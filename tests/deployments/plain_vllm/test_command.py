@@ -70,6 +70,23 @@ def test_what_is_wrong_with_ours_is_one_line_before_anything_starts(tmp_path: Pa
     assert "did you mean dwell_steps?" in refusal(capsys, "--nightjar-settings", str(file))
 
 
+def test_a_policy_elsewhere_alone_knows_mode_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    url = "http://policy:8470"
+    assert taken("--nightjar-policy", url) == ServeOptions({}, policy=url)
+    assert taken("--nightjar-policy", "local", "--nightjar-mode", "off") == ServeOptions({"mode": "off"})
+    for option in ("--nightjar-mode", "--nightjar-settings", "--nightjar-state"):
+        assert refusal(capsys, "--nightjar-policy", url, option, "off") == (
+            f"nightjar serve: error: {option}: the policy at {url} knows it for all its servers; `nightjar mode` sets one there"
+        )
+
+
+@pytest.mark.parametrize("address", ["policy:8470", "loca", "http://me:s3cret@policy"])
+def test_what_is_no_address_of_a_policy_is_refused_in_one_line(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, "--nightjar-policy", address)
+    assert line.startswith("nightjar serve: error: --nightjar-policy: url: ")
+    assert "s3cret" not in line
+
+
 def test_servers_that_are_processes_of_their_own_are_served_plainly_and_said() -> None:
     served: list[argparse.Namespace] = []
     args = argparse.Namespace(api_server_count=2, **SERVED_HERE)
@@ -90,13 +107,14 @@ def test_a_vllm_that_lacks_what_is_replaced_serves_plainly(monkeypatch: pytest.M
     assert "build_async_engine_client_from_engine_args" in logs[0]["reason"]
 
 
-def test_both_functions_of_vllm_are_replaced_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("policy", ["", "http://127.0.0.1:1"])
+def test_both_functions_of_vllm_are_replaced_and_nothing_else(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = SimpleNamespace(build_app=object(), build_async_engine_client_from_engine_args=object(), run_server=object())
     before = dict(vars(entry))
     monkeypatch.setitem(sys.modules, "an_entry", entry)
     monkeypatch.setattr(command, "ENTRY", "an_entry")
     with capture_logs() as logs:
-        serve_steered(argparse.Namespace(**SERVED_HERE), ServeOptions({"mode": "auto"}), lambda _: None)
+        serve_steered(argparse.Namespace(**SERVED_HERE), ServeOptions({"mode": "auto"}, policy=policy), lambda _: None)
     assert logs == []
     assert {name for name, value in vars(entry).items() if value is not before[name]} == {*command.REPLACED}
 
@@ -108,7 +126,13 @@ def test_the_parser_is_vllms_own_with_a_group_more() -> None:
     theirs, ours = (vllm_serve.ServeSubcommand().subparser_init(each) for each in parsers)
     add_options(ours, OURS)
     names = [{name for action in parser._actions for name in action.option_strings} for parser in (theirs, ours)]
-    assert names[1] - names[0] == {"--nightjar-mode", "--nightjar-settings", "--nightjar-state", "--print-arguments"}
+    assert names[1] - names[0] == {
+        "--nightjar-policy",
+        "--nightjar-mode",
+        "--nightjar-settings",
+        "--nightjar-state",
+        "--print-arguments",
+    }
     assert names[0] < names[1]
     assert command.GROUP in ours.format_help()
 
@@ -139,14 +163,16 @@ def test_of_vllms_own_arguments_what_was_typed_is_the_users() -> None:
     }
 
 
-def test_the_way_to_a_steered_server_imports_no_ray() -> None:
+def test_the_way_to_a_steered_server_and_to_its_policy_imports_no_ray() -> None:
     """Where Ray can be imported, too: the test has it refuse."""
     modules = [
         "nightjar.cluster.policy_thread",
+        "nightjar.cluster.commands.policy",
         "nightjar.cluster.telemetry.prometheus",
         *(f"nightjar.deployments.plain_vllm.{name}" for name in ("command", "arguments", "server")),
     ]
     program = "import sys; sys.modules['ray'] = None\n" + "".join(f"import {module}\n" for module in modules)
-    program += "from nightjar.cluster.cli import COMMANDS, load_command; load_command('serve', COMMANDS['serve'])"
+    program += "from nightjar.cluster.cli import COMMANDS, load_command\n"
+    program += "for name in ('serve', 'policy'): load_command(name, COMMANDS[name])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

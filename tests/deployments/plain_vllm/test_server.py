@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -26,7 +27,7 @@ from nightjar.cluster.telemetry.prometheus import PrometheusPage
 from nightjar.deployments.engine.engine_folder import EngineFolder, make_engine_folder
 from nightjar.deployments.engine.start.arguments import EngineArguments
 from nightjar.deployments.plain_vllm import server as under_test
-from nightjar.deployments.plain_vllm.server import Prepared, SteeredServer
+from nightjar.deployments.plain_vllm.server import Prepared, SteeredServer, node_name
 from nightjar.policy.wire.report import GroupKey
 
 STEERED = EngineArguments({"scheduler_cls": "ours"}, "draft_model", 4)
@@ -62,6 +63,7 @@ class Policy:
         self.events: list[str] = []
         self.mode = "auto"
         self.error: Exception | None = None
+        self.asked: list[object] = []
 
     def start(self) -> None:
         self.events.append("start")
@@ -71,7 +73,8 @@ class Policy:
     def stop(self) -> None:
         self.events.append("stop")
 
-    async def starting_mode(self, *_: object) -> str:
+    async def starting_mode(self, *asked: object) -> str:
+        self.asked += asked
         if self.error is not None:
             raise self.error
         return self.mode
@@ -88,7 +91,7 @@ class Policy:
 class Host:
     """The server under test, with what it stands on: vLLM's own builder, the start of an engine, the page of metrics."""
 
-    def __init__(self, folder: EngineFolder | None) -> None:
+    def __init__(self, folder: EngineFolder | None, *, is_local: bool = True) -> None:
         self.policy = Policy()
         self.folder = folder
         self.theirs, self.ours = Engine("theirs"), Engine("ours")
@@ -96,7 +99,12 @@ class Host:
         self.shadows: list[bool] = []
         policy: Any = self.policy
         self.server = SteeredServer(
-            theirs=self.their_builder, their_build_app=FastAPI, policy=policy, backend=lambda _: SimpleNamespace(), place="8000"
+            theirs=self.their_builder,
+            their_build_app=FastAPI,
+            policy=policy,
+            api=policy if is_local else None,
+            backend=lambda _: SimpleNamespace(),
+            place="8000",
         )
 
     @asynccontextmanager
@@ -110,10 +118,10 @@ class Host:
             return str(engine.name)
 
 
-@pytest.fixture
-def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Host:
+@pytest.fixture(params=[True])
+def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> Host:
     folder = make_engine_folder(tmp_path)
-    running = Host(folder)
+    running = Host(folder, is_local=request.param)
 
     def start_steered(_: object, __: object, ___: object, configure: Any, start: Any, *, shadow: bool, **rest: object) -> Any:
         running.shadows.append(shadow)
@@ -291,3 +299,27 @@ def test_our_series_stand_on_a_page_that_vllm_reads_from_files(monkeypatch: pyte
     ours.host({}).set(Family(name="nightjar_age_seconds", kind="gauge", unit="seconds", help="Age."), (), 3.0)
     page = TestClient(app).get("/metrics").text
     assert {family.name for family in text_string_to_metric_families(page)} == {"vllm:counted", "nightjar_age_seconds"}
+
+
+@pytest.mark.parametrize("host", [False], indirect=True)
+async def test_under_a_policy_elsewhere_a_server_reports_by_its_models_name_and_has_no_routes_of_ours(host: Host) -> None:
+    assert await host.serves() == "ours"
+    assert host.policy.asked[1] == "m"
+    client = TestClient(host.server.build_app())
+    assert client.get("/docs").status_code == 200
+    assert client.get("/nightjar/status").status_code == 404
+
+
+@pytest.mark.parametrize("host", [False], indirect=True)
+@pytest.mark.parametrize("error", [OperationError(401, "wrong token"), OperationError(503, "nothing answers")])
+async def test_inv_4_an_engine_starts_and_serves_whatever_a_policy_elsewhere_says(host: Host, error: Exception) -> None:
+    host.policy.error = error
+    host.policy.start = lambda: None  # type: ignore[method-assign]
+    with capture_logs() as logs:
+        assert await host.serves() == "ours"
+    assert [entry["error"] for entry in logs if entry["event"] == "starting_mode_unknown"] == [str(error)]
+
+
+@pytest.mark.parametrize(("environ", "node"), [({"NODE_NAME": " gpu-7 "}, "gpu-7"), ({"NODE_NAME": ""}, None), ({}, None)])
+def test_a_pods_node_is_what_it_was_told_and_else_its_host(environ: dict[str, str], node: str | None) -> None:
+    assert node_name(environ) == (node or platform.node())
