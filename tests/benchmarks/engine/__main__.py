@@ -108,7 +108,9 @@ class Bench:
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer batches, rounds and restarts: a look.")] = False,
     only: Annotated[list[str] | None, typer.Option(help=f"Sections to run, of {', '.join(SECTIONS)}.")] = None,
-    seed: Annotated[int, typer.Option(help="Draws every order; prompts and decoding are the same for any.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Draws every order, and when bursts come; prompts and decoding are the same for any.")
+    ] = 0,
     output: Annotated[Path, typer.Option(help="Folder for summary.json, raw rows, charts and the fitted profile.")] = OUTPUT,
     strict: StrictOption = False,
 ) -> None:
