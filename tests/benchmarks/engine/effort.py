@@ -26,7 +26,7 @@ class Bursts:
     """How often bursts of long prompts are played, and how large they are."""
 
     lengths: tuple[int, ...]
-    """K that may be the best, 0 among them."""
+    """K that may be the best, 0 among them; one burst does not tell a K from the next, so not all of them."""
     size: int
     """Requests of a burst."""
     count: int
@@ -87,7 +87,7 @@ FULL: Final = Effort(
     slot_tokens={1: 40, 2: 24, 4: 24, 8: 16, 16: 10, 24: 6, 32: 8},
     loads=Repeats(2, 3, 400.0),
     load=Load(long_tokens=128, burst_at_tokens=32, burst_tokens=32),
-    bursts=Bursts(lengths=(0, 1, 2, 3, 5), size=4, count=2, saturating=4, lessons=Repeats(1, 2, 30.0), rounds=Repeats(2, 6, 300.0)),
+    bursts=Bursts(lengths=(0, 1, 3, 5), size=4, count=2, saturating=4, lessons=Repeats(1, 2, 30.0), rounds=Repeats(2, 8, 650.0)),
     restart_batches=(4, 8),
     restart_rounds=6,
     watched_rounds=2,
