@@ -236,12 +236,12 @@ def test_an_oracle_by_batch_takes_the_mean_context_that_rows_of_such_a_batch_hel
 class AskedTruth(Truth):
     """Notes which contexts the oracle asks for."""
 
-    arms = (0, 3)
+    ks = (0, 3)
 
     def __init__(self) -> None:
         self.contexts: list[int] = []
 
-    def best(self, decode_rows: int, context_tokens: int, arms: Sequence[int]) -> int:
+    def best(self, decode_rows: int, context_tokens: int, ks: Sequence[int]) -> int:
         self.contexts.append(context_tokens)
         return 0
 
