@@ -56,6 +56,8 @@ MAX_NAME_LENGTH: Final = 256
 """Of an application in a report (policy/wire/record.py, Identifier)."""
 NODE_VARIABLE: Final = "NODE_NAME"
 """As pods are usually given the name of their node, from `spec.nodeName`."""
+ADDRESS_VARIABLE: Final = "POD_IP"
+"""The same of a pod's address, from `status.podIP`."""
 DEPLOYMENT: Final = "serve"
 STARTING_MODE_TIMEOUT_S: Final = 2.0
 FILES_GO_WITHIN_S: Final = 5.0
@@ -98,7 +100,7 @@ class SteeredServer:
         self._policy = policy
         self._api = api
         self._backend = backend
-        self._replica_id = f"{platform.node()}:{place}"
+        self._replica_id = f"{host_name(os.environ)}:{place}"
 
     @contextlib.asynccontextmanager
     async def engine_client(self, engine_args: AsyncEngineArgs, **rest: Any) -> AsyncIterator[AsyncLLM]:
@@ -327,6 +329,16 @@ def node_name(environ: Mapping[str, str]) -> str:
     'gpu-node-7'
     """
     return environ.get(NODE_VARIABLE, "").strip()[:MAX_NAME_LENGTH] or platform.node()
+
+
+def host_name(environ: Mapping[str, str]) -> str:
+    """What tells this server from others of its port: a pod's address, where it was told (production-stack gives all pods of a model
+    one host name), else the host's name.
+
+    >>> host_name({"POD_IP": "10.1.2.3"})
+    '10.1.2.3'
+    """
+    return environ.get(ADDRESS_VARIABLE, "").strip()[:MAX_NAME_LENGTH] or platform.node()
 
 
 def served_name(engine_args: AsyncEngineArgs) -> str:

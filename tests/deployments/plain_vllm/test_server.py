@@ -27,7 +27,7 @@ from nightjar.cluster.telemetry.prometheus import PrometheusPage
 from nightjar.deployments.engine.engine_folder import EngineFolder, make_engine_folder
 from nightjar.deployments.engine.start.arguments import EngineArguments
 from nightjar.deployments.plain_vllm import server as under_test
-from nightjar.deployments.plain_vllm.server import Prepared, SteeredServer, node_name
+from nightjar.deployments.plain_vllm.server import Prepared, SteeredServer, host_name, node_name
 from nightjar.policy.wire.report import GroupKey
 
 STEERED = EngineArguments({"scheduler_cls": "ours"}, "draft_model", 4)
@@ -318,6 +318,11 @@ async def test_inv_4_an_engine_starts_and_serves_whatever_a_policy_elsewhere_say
     with capture_logs() as logs:
         assert await host.serves() == "ours"
     assert [entry["error"] for entry in logs if entry["event"] == "starting_mode_unknown"] == [str(error)]
+
+
+def test_pods_that_share_a_host_name_are_told_apart_by_their_addresses() -> None:
+    assert host_name({"POD_IP": "10.1.2.3"}) != host_name({"POD_IP": "10.1.2.4"})
+    assert host_name({"POD_IP": ""}) == platform.node()
 
 
 @pytest.mark.parametrize(("environ", "node"), [({"NODE_NAME": " gpu-7 "}, "gpu-7"), ({"NODE_NAME": ""}, None), ({}, None)])
