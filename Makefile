@@ -238,7 +238,7 @@ bench-scale: $(INSTALLED) ## decision time and memory of the policy for thousand
 bench-shards: $(INSTALLED) ## what one policy carries, and 10,000 replicas under one, four and sixteen
 	$(BIN)/python -m tests.benchmarks.scale.bench_shards $(ARGS)
 
-bench-health: $(INSTALLED) ## how long an operator's write takes beside many who ask for health and status, with 1,000 replicas (under two minutes)
+bench-health: $(INSTALLED) ## how long an operator's write takes beside many who ask for health and status, with 1,000 replicas, and what nightjar policy takes for as many (three minutes)
 	$(QUIET) $(BIN)/python -m tests.benchmarks.scale.bench_health $(ARGS)
 
 bench-model: $(INSTALLED) ## the planner's model of step times against simpler ones

@@ -3,7 +3,8 @@
 A Ray cluster of this machine's own with Serve, the policy's application and its actor. A process of coarse engines reports for
 all replicas, in twenty groups. Writes (`POST /mode`) are sent every two seconds: first with nothing beside them, then while health
 is asked 50 times a second and status twice. What is timed is what an operator waits for: from sending a request to the end of its
-answer. A missed bar fails the bench with --strict only; a write that is answered with an error always.
+answer. `--only http` has the same replicas report to a `nightjar policy` over HTTP, one connection each, and says what that process
+takes. A missed bar fails the bench with --strict only; a write that is answered with an error always.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ import asyncio
 import os
 import random
 import shutil
+import ssl
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,10 +27,12 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import httpx
+import psutil
 import ray
 import typer
 from ray import serve
 
+from nightjar.cluster.api.exchange_client import HttpPolicy
 from nightjar.cluster.api.http_client import ROUTE_PREFIX
 from nightjar.cluster.api.operations import CONFIGURE, OperationError
 from nightjar.cluster.client import PolicyClient
@@ -35,12 +42,12 @@ from nightjar.loadtests.simulation.evidence.bars import Bar, StrictOption
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.policy.wire.report import LoadReport
 from tests.benchmarks.measuring.outcome import Outcome
-from tests.benchmarks.measuring.run import BenchRun
+from tests.benchmarks.measuring.run import BenchRun, sections_to_run
 from tests.benchmarks.scale.bench_scale import make_fleet
 from tests.ports import free_port
 
 OUTPUT: Final = Path("runs/health/latest")
-SECTIONS: Final = ("writes",)
+SECTIONS: Final = ("writes", "http")
 REPLICAS: Final = 1000
 GROUPS: Final = 20
 SECONDS: Final = 30.0
@@ -50,18 +57,23 @@ WRITES_PER_S: Final = 0.5
 WRITE_WITHIN_S: Final = 1.0
 PERIOD_S: Final = 2.0
 """Of reports: 500 a second, of about 1,000 that one actor takes."""
+PARKED_S: Final = 10.0
+"""The same over HTTP, where calls that wait are what is asked for: every replica has one all the time."""
 PATIENCE_S: Final = 120.0
 TOKEN: Final = "bench"
 
 
 class Crowd:
-    """A Ray actor: coarse engines that report as agents do, one parked call each."""
+    """Coarse engines that report as agents do, one parked call each: a Ray actor, or over HTTP to `url`."""
 
-    def __init__(self, replicas: int, groups: int, period_s: float, seed: int) -> None:
+    def __init__(self, replicas: int, groups: int, period_s: float, seed: int, url: str = "") -> None:
         self._engines = make_fleet(replicas, groups, seed).engines
         self._period_s = period_s
         self._rng = random.Random(seed)
-        self._client = PolicyClient()
+        context = ssl.create_default_context() if url else None
+        over_http = [HttpPolicy(url, transport=httpx.AsyncHTTPTransport(verify=context)) for _ in self._engines if context]
+        self._clients: list[HttpPolicy] | list[PolicyClient] = over_http or [PolicyClient()] * replicas
+        self.failures = Counter[str]()
         self._steered: set[int] = set()
         self._running: list[asyncio.Task[None]] = []
 
@@ -73,6 +85,12 @@ class Crowd:
         """How many have got settings."""
         return len(self._steered)
 
+    async def stop(self) -> None:
+        """End every call."""
+        for reporting in self._running:
+            reporting.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
     async def _report(self, number: int) -> None:
         engine, version = self._engines[number], None
         await asyncio.sleep(self._rng.uniform(0.0, self._period_s))
@@ -81,8 +99,10 @@ class Crowd:
             report: LoadReport = engine.report()
             snapshot = report.snapshot.model_copy(update={"settings_version": version})
             try:
-                reply = await self._client.exchange(report.model_copy(update={"snapshot": snapshot}), PATIENCE_S)
-            except OperationError:
+                reply = await self._clients[number].exchange(report.model_copy(update={"snapshot": snapshot}), PATIENCE_S)
+            except OperationError as error:
+                self.failures[str(error)] += 1
+                await asyncio.sleep(1.0)
                 continue
             if reply.issued is not None:
                 version = reply.issued.version
@@ -101,14 +121,28 @@ class Asked:
 def main(
     replicas: Annotated[int, typer.Option(help="Replicas that report.", min=20)] = REPLICAS,
     seconds: Annotated[float, typer.Option(help="Seconds of each of the two parts.", min=4.0)] = SECONDS,
+    only: Annotated[list[str] | None, typer.Option(help=f"Sections to run: {', '.join(SECTIONS)}.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of noise and acceptance.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for summary.json.")] = OUTPUT,
     strict: StrictOption = False,
 ) -> None:
     """Time an operator's writes beside many who ask. With fewer replicas or seconds it is no whole run."""
-    effort: Effort = "whole" if replicas >= REPLICAS and seconds >= SECONDS else "partial"
-    subject = f"the policy's actor and API under Ray Serve, {replicas} coarse replicas in {GROUPS} groups"
-    run = BenchRun("health", seeds=[seed], sections=SECTIONS, output=output, effort=effort, subject=subject)
+    sections = sections_to_run(only, SECTIONS, {})
+    is_whole = replicas >= REPLICAS and seconds >= SECONDS and sections == SECTIONS
+    subject = f"the policy's actor and API under Ray Serve, and `nightjar policy`; {replicas} coarse replicas in {GROUPS} groups"
+    effort: Effort = "whole" if is_whole else "partial"
+    run = BenchRun("health", seeds=[seed], sections=sections, output=output, effort=effort, subject=subject)
+    failed: list[int] = []
+    if "writes" in sections:
+        failed += writes(run, replicas, seconds, seed)
+    if "http" in sections:
+        with policy_process() as (url, process):
+            run.found("http", judge_http(asyncio.run(report_over_http(url, process, replicas, seconds, seed)), replicas, seconds))
+    raise typer.Exit(run.end(strict=strict) or int(bool(failed)))
+
+
+def writes(run: BenchRun, replicas: int, seconds: float, seed: int) -> list[int]:
+    """Writes alone, and beside those who ask; the HTTP statuses other than 200 that they were answered with."""
     with policy_application() as url:
         crowd = ray.remote(Crowd).options(num_cpus=0).remote(replicas, GROUPS, PERIOD_S, seed)
         ray.get(crowd.start.remote())
@@ -118,8 +152,84 @@ def main(
         run.tell("writes alone: done")
         beside = asyncio.run(ask(url, seconds, {"write": WRITES_PER_S, "health": HEALTH_PER_S, "status": STATUS_PER_S}))
     run.found("writes", judge(alone, beside, replicas))
-    failed = alone["write"].wrong + beside["write"].wrong
-    raise typer.Exit(run.end(strict=strict) or int(bool(failed)))
+    return alone["write"].wrong + beside["write"].wrong
+
+
+@contextmanager
+def policy_process() -> Iterator[tuple[str, psutil.Process]]:
+    """The address of a `nightjar policy` of this checkout, and its process. It ends with the block."""
+    with tempfile.TemporaryDirectory(prefix="nj-bh-") as folder:
+        settings, port = Path(folder) / "settings.yaml", free_port()
+        settings.write_text(f"mode: auto\nexchange_period_s: {PARKED_S}\n")
+        command = [sys.executable, "-m", "tests.deployments.plain_vllm.nightjar_command", "policy"]
+        command += ["--state", f"{folder}/state", "--settings", str(settings), "--port", str(port)]
+        os.environ["NIGHTJAR_API_TOKEN"] = TOKEN
+        process = subprocess.Popen(command)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            until(lambda: _answers(f"{url}{ROUTE_PREFIX}/health"), "the policy answers")
+            yield url, psutil.Process(process.pid)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+async def report_over_http(url: str, process: psutil.Process, replicas: int, seconds: float, seed: int) -> dict[str, Any]:
+    """What the process takes before there are reports and with a parked call of each replica, and how soon a write is answered."""
+    before_mib = process.memory_info().rss / 2**20
+    crowd = Crowd(replicas, GROUPS, PARKED_S, seed, url)
+    await crowd.start()
+    async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S) as client:
+
+        async def reports() -> int:
+            status = (await client.get(f"{url}{ROUTE_PREFIX}/status")).json()
+            return int(status["policy"]["reports"])
+
+        ends_s = time.monotonic() + PATIENCE_S
+        while await crowd.steered() < replicas:
+            if time.monotonic() > ends_s:
+                raise RuntimeError(f"{await crowd.steered()} replicas have settings, not {replicas}: {crowd.failures}")
+            await asyncio.sleep(0.2)
+        crowd.failures.clear()
+        began_s, taken, used_s = time.monotonic(), await reports(), sum(process.cpu_times()[:2])
+        asked = await ask(f"{url}{ROUTE_PREFIX}", seconds, {"write": WRITES_PER_S})
+        took_s = time.monotonic() - began_s
+        found = {
+            "reports_per_s": (await reports() - taken) / took_s,
+            "processor_share": (sum(process.cpu_times()[:2]) - used_s) / took_s,
+            "connections": len([one for one in process.net_connections("tcp") if one.status == psutil.CONN_ESTABLISHED]),
+            "mib": process.memory_info().rss / 2**20,
+            "mib_before": before_mib,
+            "write_s_median": statistics.median(asked["write"].seconds),
+            "write_s_worst": max(asked["write"].seconds),
+            "failed_reports": dict(crowd.failures),
+        }
+    await crowd.stop()
+    return found
+
+
+def judge_http(found: Mapping[str, Any], replicas: int, seconds: float) -> Outcome:
+    """Stated: what one process holds. The bar is that no report failed."""
+    bar = Bar(
+        name="http_failed_reports",
+        meaning="reports over HTTP that brought no answer, one connection and one parked call a replica",
+        direction="at most",
+        limit=0.0,
+        value=float(sum(found["failed_reports"].values())),
+        at=f"{replicas} replicas, {seconds:g} s",
+        cells=replicas,
+    )
+    names = ("connections", "reports_per_s", "processor_share", "mib_before", "mib", "write_s_median", "write_s_worst")
+    heading = ("connections", "reports a second", "of a processor", "MiB before", "MiB", "a write, median s", "worst s")
+    lines = [[f"{found[name]:.3g}" if found[name] < 100 else f"{found[name]:.0f}" for name in names]]
+    return Outcome(bars=[bar], facts=dict(found), tables=[Grid("One `nightjar policy` over HTTP", heading, lines)])
 
 
 @contextmanager
