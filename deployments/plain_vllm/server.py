@@ -332,8 +332,9 @@ def node_name(environ: Mapping[str, str]) -> str:
 
 
 def host_name(environ: Mapping[str, str]) -> str:
-    """What tells this server from others of its port: a pod's address, where it was told (production-stack gives all pods of a model
-    one host name), else the host's name.
+    """What tells this server from others of its port: a pod's address, where it was told, else the host's name.
+
+    production-stack gives all pods of a model one host name.
 
     >>> host_name({"POD_IP": "10.1.2.3"})
     '10.1.2.3'
