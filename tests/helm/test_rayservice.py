@@ -157,6 +157,16 @@ def test_a_readers_secret_is_mounted_and_an_open_service_says_so() -> None:
         assert environment_of(template)["NIGHTJAR_API_READ_ACCESS"] == "open"
 
 
+def test_servers_without_ray_may_report_where_their_tokens_secret_is_named() -> None:
+    values = {"policy": {"existingExchangeTokenSecret": "reporters"}}
+    for template in release(values=values).ray_pods().values():
+        assert environment_of(template)["NIGHTJAR_EXCHANGE_TOKEN_FILE"] == "/etc/nightjar/exchange-token/token"
+        secret = next(volume["secret"] for volume in template["spec"]["volumes"] if volume["name"] == "exchange-token")
+        assert secret == {"secretName": "reporters", "items": [{"key": "token", "path": "token"}], "defaultMode": 0o440}
+    for template in release().ray_pods().values():
+        assert "NIGHTJAR_EXCHANGE_TOKEN_FILE" not in environment_of(template)
+
+
 def test_models_of_a_claim_are_read_by_head_and_workers_without_the_hub() -> None:
     values = {"modelStore": {"existingClaim": "models", "subPath": "v1"}, "huggingFace": {"offline": True}}
     for template in release(values=values).ray_pods().values():

@@ -61,11 +61,8 @@ spec:
     {{- end }}
     volumeMounts:
     {{- include "nightjar.scratchMounts" . | nindent 4 }}
-    {{- if $values.policy.existingTokenSecret }}
-    - {name: api-token, mountPath: /etc/nightjar/api-token, readOnly: true}
-    {{- end }}
-    {{- if $values.policy.existingReadTokenSecret }}
-    - {name: api-read-token, mountPath: /etc/nightjar/api-read-token, readOnly: true}
+    {{- range include "nightjar.tokens" $values.policy | fromYamlArray }}
+    - {name: {{ .name }}, mountPath: /etc/nightjar/{{ .name }}, readOnly: true}
     {{- end }}
     {{- with $values.modelStore }}
     {{- if .existingClaim }}
@@ -86,18 +83,11 @@ spec:
   volumes:
   {{- include "nightjar.scratchVolume" (dict "name" "tmp" "size" $values.scratch.tmpSizeLimit) | nindent 2 }}
   {{- include "nightjar.scratchVolume" (dict "name" "home" "size" $values.scratch.homeSizeLimit) | nindent 2 }}
-  {{- with $values.policy.existingTokenSecret }}
-  - name: api-token
+  {{- range include "nightjar.tokens" $values.policy | fromYamlArray }}
+  - name: {{ .name }}
     secret:
-      secretName: {{ . }}
-      items: [{key: {{ $values.policy.tokenSecretKey }}, path: token}]
-      defaultMode: 0440
-  {{- end }}
-  {{- with $values.policy.existingReadTokenSecret }}
-  - name: api-read-token
-    secret:
-      secretName: {{ . }}
-      items: [{key: {{ $values.policy.readTokenSecretKey }}, path: token}]
+      secretName: {{ .secret }}
+      items: [{key: {{ .key }}, path: token}]
       defaultMode: 0440
   {{- end }}
   {{- with $values.modelStore.existingClaim }}
@@ -160,6 +150,19 @@ tolerations of podSpecOverrides stand beside the chart's own; every other list t
 - {containerPort: 8080, name: metrics}
 {{- end -}}
 
+{{/* The tokens that are mounted: of who writes to the policy's API, who reads it, and servers that report over HTTP. Takes values.policy. */}}
+{{- define "nightjar.tokens" -}}
+{{- with .existingTokenSecret }}
+- {name: api-token, variable: NIGHTJAR_API_TOKEN_FILE, secret: {{ . }}, key: {{ $.tokenSecretKey }}}
+{{- end }}
+{{- with .existingReadTokenSecret }}
+- {name: api-read-token, variable: NIGHTJAR_API_READ_TOKEN_FILE, secret: {{ . }}, key: {{ $.readTokenSecretKey }}}
+{{- end }}
+{{- with .existingExchangeTokenSecret }}
+- {name: exchange-token, variable: NIGHTJAR_EXCHANGE_TOKEN_FILE, secret: {{ . }}, key: {{ $.exchangeTokenSecretKey }}}
+{{- end }}
+{{- end }}
+
 {{/* Whether `env` names a variable, which then is the user's: [root, name]; empty where it does not. */}}
 {{- define "nightjar.namesVariable" -}}
 {{- range (index . 0).Values.env }}{{ if eq .name (index $ 1) }}true{{ end }}{{ end -}}
@@ -185,11 +188,8 @@ tolerations of podSpecOverrides stand beside the chart's own; every other list t
 {{- end }}
 {{- end }}
 {{- end }}
-{{- if .Values.policy.existingTokenSecret }}
-- {name: NIGHTJAR_API_TOKEN_FILE, value: /etc/nightjar/api-token/token}
-{{- end }}
-{{- if .Values.policy.existingReadTokenSecret }}
-- {name: NIGHTJAR_API_READ_TOKEN_FILE, value: /etc/nightjar/api-read-token/token}
+{{- range include "nightjar.tokens" .Values.policy | fromYamlArray }}
+- {name: {{ .variable }}, value: /etc/nightjar/{{ .name }}/token}
 {{- end }}
 - {name: NIGHTJAR_API_READ_ACCESS, value: {{ .Values.policy.readAccess }}}
 {{- if not .Values.usageStatistics }}
