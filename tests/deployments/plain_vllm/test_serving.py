@@ -21,12 +21,14 @@ import pytest
 pytest.importorskip("vllm")
 pytest.importorskip("openai")
 
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
 from nightjar.cluster.api.http_client import HttpClient
 from nightjar.cluster.api.operations import MODE, STATUS, OperationError
 from nightjar.deployments.models import resolve_model
 from nightjar.policy.wire.status import ReplicaStatus
+from tests.cluster.dashboards.exported_names import VLLM_OWN_SERIES
 from tests.deployments import serving
 from tests.ports import free_port
 
@@ -86,14 +88,23 @@ def running(command: Sequence[str], *more: str) -> Iterator[tuple[subprocess.Pop
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def texts(url: str) -> list[str]:
-    """What the stock OpenAI client gets, greedily."""
+def answers(url: str) -> list[Any]:
+    """What the stock OpenAI client gets, greedily: models, completions and chats, whole and as streams."""
     import openai
 
     server: Any = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=180)
+    greedy = {"model": "chat", "max_tokens": 32, "temperature": 0.0}
     with server as client:
-        answers = [client.completions.create(model="chat", prompt=prompt, max_tokens=32, temperature=0.0) for prompt in PROMPTS]
-        return [answer.choices[0].text for answer in answers]
+        completions, chats = client.completions, client.chat.completions
+        found: list[Any] = [(model.id, model.max_model_len) for model in client.models.list().data]
+        for prompt in PROMPTS:
+            whole = completions.create(prompt=prompt, **greedy)
+            parts = [chunk.choices[0].text for chunk in completions.create(prompt=prompt, stream=True, **greedy)]
+            found += [whole.choices[0].text, whole.choices[0].finish_reason, whole.usage.model_dump(), "".join(parts)]
+        messages = [{"role": "user", "content": PROMPTS[0]}]
+        whole = chats.create(messages=messages, **greedy)
+        deltas = [chunk.choices[0].delta.content or "" for chunk in chats.create(messages=messages, stream=True, **greedy)]
+        return [*found, whole.choices[0].message.model_dump(), whole.choices[0].finish_reason, "".join(deltas)]
 
 
 def interrupted(process: subprocess.Popen[bytes]) -> int:
@@ -117,7 +128,7 @@ def steps_by_k(replica: ReplicaStatus) -> dict[int, int]:
 def test_a_steered_server_is_vllms_own_to_its_clients_and_k_follows_its_operator(tmp_path: Path) -> None:
     serving.need_models(serving.TARGET, serving.DRAFT)
     with running(THEIRS) as (process, url):
-        expected = texts(url)
+        expected = answers(url)
         their_code = interrupted(process)
 
     state = tmp_path / "state"
@@ -125,12 +136,12 @@ def test_a_steered_server_is_vllms_own_to_its_clients_and_k_follows_its_operator
         with HttpClient(url, token=SecretStr(TOKEN)) as client:
             serving.until(lambda: replica_of(client).settings_confirmed, within_s=60, what="the engine runs its settings")
             assert replica_of(client).steering_reason == ""
-            assert texts(url) == expected
+            assert answers(url) == expected
             serving.until(lambda: set(steps_by_k(replica_of(client))) == {0}, within_s=60, what="steps at K = 0 alone")
             client.call(MODE, {"mode": f"pin={PINNED_K}"})
 
             def drafts_as_pinned() -> bool:
-                same = texts(url) == expected
+                same = answers(url) == expected
                 assert same
                 return steps_by_k(replica_of(client)).get(PINNED_K, 0) > 0
 
@@ -139,8 +150,8 @@ def test_a_steered_server_is_vllms_own_to_its_clients_and_k_follows_its_operator
         with HttpClient(url) as stranger, pytest.raises(OperationError, match="a token is needed"):
             stranger.call(MODE, {"mode": "off"})
         page = httpx.get(f"{url}/metrics", timeout=30).text
-        assert "nightjar_steps_total{" in page
-        assert "vllm:num_requests_running" in page
+        names = {sample.name for family in text_string_to_metric_families(page) for sample in family.samples}
+        assert names >= VLLM_OWN_SERIES | {"nightjar_replica_info", "nightjar_steps_total", "nightjar_policy_decision_age_seconds"}
         folder = Path(psutil.Process(process.pid).environ()["TMPDIR"])
         assert interrupted(process) == their_code
         assert [path.name for path in folder.iterdir() if path.name.startswith("nightjar-engine-")] == []
