@@ -76,7 +76,19 @@ class EngineFacts:
 
 
 def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOffload = "never") -> EngineFacts:
-    """Read vLLM's own answers from the configuration it built of the user's arguments."""
+    """Read vLLM's own answers from the configuration it built of the user's arguments.
+
+    Of a version that was not read hardly anything is looked at: what moved there must not keep its engine from starting.
+    """
+    if why_not_read := why_unread(installed_vllm()):
+        return EngineFacts(
+            on_cpu=on_cpu,
+            async_scheduling=False,
+            captures_graphs=False,
+            max_num_seqs=config.scheduler_config.max_num_seqs,
+            vllm_version=installed_vllm(),
+            why_not_here=why_not_read,
+        )
     speculative = config.speculative_config
     offload, why_no_offload = (None, "") if draft_offload == "never" else offload_of(config, on_cpu=on_cpu)
     return EngineFacts(
@@ -102,7 +114,7 @@ def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOfflo
         sleep=sleep_facts(config),
         offload=offload,
         why_no_offload=why_no_offload,
-        why_not_here=why_unread(installed_vllm()) or _why_not_on(_device_type(config)),
+        why_not_here=_why_not_on(_device_type(config)),
     )
 
 

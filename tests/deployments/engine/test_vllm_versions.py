@@ -76,10 +76,11 @@ def test_a_version_is_its_first_two_numbers_and_one_without_them_the_tested_one(
 def test_an_engine_of_a_version_that_was_not_read_gets_the_users_arguments_and_says_which_were(
     installed: Any, version: str
 ) -> None:
-    """Whatever hooks it has: a name that stayed may mean something else."""
+    """Whatever hooks it has: a name that stayed may mean something else. And whatever moved in its configuration."""
     installed(version)
+    moved: Any = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=8))
     user = {"model": "m", "speculative_config": {"method": "ngram", "num_speculative_tokens": 3}}
-    arguments = steered_engine_kwargs(user, resolve_facts(CONFIG, on_cpu=False))
+    arguments = steered_engine_kwargs(user, resolve_facts(moved, on_cpu=False))
     assert arguments.kwargs == user
     assert arguments.layers == ()
     minor = version.rpartition(".")[0]
