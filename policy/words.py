@@ -248,6 +248,7 @@ _WORDS: Final[Mapping[str, _Words]] = {
     Code.LEASE_HELD: "holds a lease to restart",
     Code.WAITS_FOR_LEASE: "waits for a lease",
     Code.DOES_NOT_PAY: "stays off: a restart would not pay",
+    Code.RELOAD_TOO_LONG: "stays off: its draft's weights took longer to move than a lease lives (raise max_lease_ttl_s)",
     Code.PROBES_FAILED: "restarts are frozen after failed probes",
     Code.NEW_POLICY: "a new policy grants none yet",
     Code.FROZEN: "none is granted while the fleet is frozen",

@@ -198,21 +198,25 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
     "nightjar simulate --quick": (nothing, (), ("nothing is judged",)),
     "nightjar simulate --profile my-engine.json --only open-loop": (
         an_engine_profile,
-        ("--quick",),
+        ("--quick", "--planner", "off"),
         ("Open loop: tokens per busy engine-second",),
     ),
     "nightjar simulate --profile my-engine.json": (
         an_engine_profile,
-        ("--quick", "--only", "steady"),
+        ("--quick", "--only", "steady", "--planner", "off"),
         ("Closed loop, once converged",),
     ),
-    "nightjar simulate --only cold --only pooling": (nothing, ("--quick",), ("Learning by fleet size",)),
+    "nightjar simulate --only pooling": (nothing, ("--quick",), ("Learning by fleet size",)),
     "nightjar simulate --regime surge --regime 'mine:300@2,peak:60@20,after:300@2' --planner fleet --planner oracle": (
         nothing,
         ("--quick", "--only", "open-loop"),
         ("regime-1",),
     ),
-    "nightjar simulate --trace azure_llm_2023_conv.csv": (a_trace, ("--quick", "--only", "open-loop"), ("trace",)),
+    "nightjar simulate --trace azure_llm_2023_conv.csv": (
+        a_trace,
+        ("--quick", "--only", "open-loop", "--planner", "off"),
+        ("trace",),
+    ),
     "nightjar simulate --goodput ttft:1000 tpot:50": (nothing, ("--quick", "--planner", "off"), ("are within ttft:1000 tpot:50",)),
     "make bench-policy ARGS='--only paper --only paper-offload --seeds 1 --trace AzureLLMInferenceTrace_conv.csv'": (
         a_trace,

@@ -114,6 +114,15 @@ def grant(
     return tuple(granted)
 
 
+def outlives_any_lease(wish: RestartWish, settings: OperatorSettings) -> bool:
+    """Whether its draft's weights took so long to move that a lease would be over, or nearly, before they are back.
+
+    An engine never begins such a reload (policy.step.drafter), so a lease for it would be held in vain, again and again.
+    """
+    longest_s = max(settings.max_lease_ttl_s - TTL_EXTRA_S, settings.max_lease_ttl_s / 2.0)
+    return wish.reload and wish.reload_seconds > longest_s
+
+
 def reloads_by_node(open_leases: Iterable[OpenLease]) -> dict[str, int]:
     """Reloads in flight on each node."""
     reloads: dict[str, int] = {}

@@ -15,7 +15,7 @@ from typing import Final
 from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts, merge_catch_up
 from nightjar.policy.evidence.robust import LEAST_STEPS
 from nightjar.policy.evidence.step_time import STARTING_STEP_SECONDS
-from nightjar.policy.restarts.budget import OpenLease, PricedWish, Probes, grant, still_open
+from nightjar.policy.restarts.budget import OpenLease, PricedWish, Probes, grant, outlives_any_lease, still_open
 from nightjar.policy.restarts.on_time import LoadState, LoadTracker, TransitionCounts, Values
 from nightjar.policy.restarts.price import Engine, chunk_tokens, micro_restart_tokens, price
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range, buckets_up_to
@@ -116,7 +116,11 @@ def decide_restarts(
         name: prices.of(members[name]).wish(name, members[name], states[name], since_s) for name, since_s in waiting_since_s.items()
     }
     if why_none is None and not frozen:
-        paying = [wished for name, wished in wishes.items() if wished is not None and not members[name].is_silent]
+        paying = [
+            wished
+            for name, wished in wishes.items()
+            if wished is not None and not members[name].is_silent and not outlives_any_lease(wished.wish, settings)
+        ]
         open_leases += grant(settings, len(members), open_leases, reloads_on_node, paying, now_s)
     after = GroupRestarts(catch_up, transitions, tracker, probes, open_leases, waiting_since_s)
     leases = {held.replica_id: held for held in open_leases}
@@ -128,7 +132,7 @@ def decide_restarts(
         if mine:
             causes = (Code.LEASE_HELD,)
         elif name in wishes:
-            causes = _why_waiting(wishes[name] is not None, why_none, frozen)
+            causes = _why_waiting(wishes[name], settings, why_none, frozen)
         micro, chunk = prices.bounds(member, states[name])
         limits[name] = _limits(0 if frozen else micro, chunk, mine, causes)
     return after, limits, used
@@ -163,11 +167,13 @@ def _limits(
     )
 
 
-def _why_waiting(pays: bool, why_none: Code | None, frozen: bool) -> tuple[Code, ...]:
+def _why_waiting(wished: PricedWish | None, settings: OperatorSettings, why_none: Code | None, frozen: bool) -> tuple[Code, ...]:
     if frozen:
         return (Code.PROBES_FAILED,)
-    if not pays:
+    if wished is None:
         return (Code.DOES_NOT_PAY,)
+    if outlives_any_lease(wished.wish, settings):
+        return (Code.RELOAD_TOO_LONG,)
     return (Code.WAITS_FOR_LEASE,) if why_none is None else (Code.WAITS_FOR_LEASE, why_none)
 
 

@@ -69,6 +69,7 @@ class Code(StrEnum):
     LEASE_HELD = "lease_held"
     WAITS_FOR_LEASE = "waits_for_lease"
     DOES_NOT_PAY = "does_not_pay"
+    RELOAD_TOO_LONG = "reload_too_long"
     PROBES_FAILED = "probes_failed"
     NEW_POLICY = "new_policy"
     FROZEN = "frozen"

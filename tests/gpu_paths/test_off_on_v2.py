@@ -19,7 +19,7 @@ from tests.gpu_paths.engines.off_stretch import IS_BY_HAND, STEPS_BACK, STEPS_BE
 from tests.gpu_paths.overlay import version_under_test
 from tests.gpu_paths.runs import Rig
 
-IN_TEST_SLOW = ("v2-async-eagle", "v2-async-eagle3", "v2-sync-mtp")
+IN_TEST_SLOW = ("v2-async-eagle3",)
 COMPILED_HEAD = Combination(2, "async", "eagle", compiled="piecewise")
 """One is enough: the KV part of the other heads stops in the same layer of vLLM's."""
 OFF = {

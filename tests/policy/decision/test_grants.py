@@ -115,6 +115,23 @@ def test_a_replica_that_is_not_steered_gets_no_lease() -> None:
     assert limits_of(member(is_steered=False)) == limits_of(member(lag=0)).model_copy(update={"leases": (), "causes": ()})
 
 
+@pytest.mark.parametrize("most_s", [5.0, 60.0])
+def test_a_reload_that_no_lease_outlives_is_refused_in_words_and_holds_up_nobody(most_s: float) -> None:
+    settings = SETTINGS.model_copy(update={"max_lease_ttl_s": most_s})
+
+    def wishing(seconds: float) -> Restarter:
+        return member(wish=RestartWish(wish_id=1, lag_tokens=100, reload=True, reload_seconds=seconds), is_ordered=True)
+
+    _, limits, _ = decide_restarts(
+        STAYS, {"slow": wishing(0.95 * most_s), "quick": wishing(0.1)}, PROSPECT, settings, {}, None, 1.0
+    )
+    assert limits["slow"].leases == ()
+    assert in_words(limits["slow"].causes) == (
+        "stays off: its draft's weights took longer to move than a lease lives (raise max_lease_ttl_s)"
+    )
+    assert limits["quick"].leases
+
+
 def test_a_new_policy_says_that_it_must_wait() -> None:
     limits = limits_of(member(), why_none=Code.NEW_POLICY)
     assert limits.leases == ()
