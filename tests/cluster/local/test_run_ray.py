@@ -2,21 +2,27 @@
 
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
+from nightjar.cluster.api.exchange_client import HttpPolicy
+from nightjar.cluster.api.operations import OperationError
 from nightjar.cluster.local.cluster import NODE_TIMED_OUT
 from nightjar.cluster.local.session import session_members
 from tests.cluster.nightjar_run import START_TIMEOUT_S, Run, wait_until
+from tests.cluster.protocol import Replica
 from tests.ports import free_port
 
 pytestmark = pytest.mark.ray
 
 TOKEN = "s3cret"
+REPORTS_TOKEN = "r3port"
 CHANGE_TIMEOUT_S = 300.0
 
 
@@ -37,7 +43,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int
     """URL and port of a running service; stopped at the end, with the proof that nothing of it is left."""
     port = free_port()
     values = serve_values(port, user_config={"mode": "auto", "dwell_steps": 7})
-    run = Run(tmp_path_factory.mktemp("run"), values, NIGHTJAR_API_TOKEN=TOKEN)
+    run = Run(tmp_path_factory.mktemp("run"), values, NIGHTJAR_API_TOKEN=TOKEN, NIGHTJAR_EXCHANGE_TOKEN=REPORTS_TOKEN)
     announced = run.ready()
     session = run.session
     assert announced["pid"] == run.process.pid
@@ -74,6 +80,27 @@ def test_a_mode_set_with_the_token_shows_in_status_until_it_is_taken_back(servic
     assert (override["mode"], override["reason"]) == ("off", "test")
     assert post_mode(url, TOKEN, mode="default").status_code == 200
     assert status(url)["overrides"] == []
+
+
+async def test_servers_without_ray_are_steered_by_the_clusters_policy_with_their_own_token_and_by_no_other(
+    service: tuple[str, int],
+) -> None:
+    url, _ = service
+    replica, stranger = Replica(replica_id="without-ray"), HttpPolicy(url, token=lambda: SecretStr(TOKEN))
+    with pytest.raises(OperationError, match="wrong token"):
+        await stranger.exchange(replica.report(), 30.0)
+    await stranger.close()
+    policy = HttpPolicy(url, token=lambda: SecretStr(REPORTS_TOKEN))
+    assert await policy.starting_mode(replica.replica_id, replica.application, 30.0) == status(url)["policy"]["mode"]
+    replica.apply(await policy.exchange(replica.report(), 30.0))
+    assert post_mode(url, TOKEN, mode="pin=1").status_code == 200
+    ends_s = time.monotonic() + CHANGE_TIMEOUT_S
+    while str(replica.mode) != "pin=1":
+        assert time.monotonic() < ends_s, f"the server runs {replica.version}, {replica.mode}"
+        replica.apply(await policy.exchange(replica.report(), 30.0))
+    assert [one["replica_id"] for one in status(url)["replicas"]] == [replica.replica_id]
+    assert post_mode(url, TOKEN, mode="default").status_code == 200
+    await policy.close()
 
 
 def test_a_wrong_user_config_keeps_the_settings_in_force_and_the_policy_app_alive(service: tuple[str, int]) -> None:
