@@ -10,15 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import PROTOCOL_VERSION
 from nightjar.policy.wire.settings import ExchangeReply, IssuedSettings, SettingsVersion
 
-DEFAULT_PERIOD_S: Final = 0.5
-FIRST_BACKOFF_S: Final = 0.5
+DEFAULT_PERIOD_S: Final = OperatorSettings().exchange_period_s
+"""Between two reports before the policy has said how often, and after the first that failed: as without any operator's settings."""
 MAX_BACKOFF_S: Final = 5.0
 
 
-def backoff_s(failures: int, first_s: float = FIRST_BACKOFF_S) -> float:
+def backoff_s(failures: int, first_s: float = DEFAULT_PERIOD_S) -> float:
     """Seconds to wait after so many failures in a row.
 
     >>> [backoff_s(failures) for failures in (1, 2, 3, 4, 5, 10**6)]

@@ -20,11 +20,12 @@ from typing import Final
 
 from nightjar.policy.evidence.cells import Cell
 from nightjar.policy.evidence.contributions import Contributions
+from nightjar.policy.evidence.goodput import HORIZON_S
 from nightjar.policy.planners.base import GroupView
 from nightjar.policy.planners.calibration import Measurement
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.wire.cause import Causes, Code, in_batches
-from nightjar.policy.wire.settings import ExplorationSegment
+from nightjar.policy.wire.settings import DELIVERY_S, ExplorationSegment
 
 OUTPUT_SHARE: Final = 0.01
 """Of a group's generated tokens, what exploration may lose in the long run (INV-3)."""
@@ -78,18 +79,13 @@ MAX_SEGMENTS_PER_REPLICA: Final = 2
 """One to run and one to follow without a gap; more would only be dealt before the first one's result is known."""
 TIME_TO_LIVE_S: Final = 30.0
 """Long enough for ten CPU steps of half a second at the wrong K behind another segment."""
-DELIVERY_S: Final = 5.0
-"""What the way to the replica may take on top before the policy counts a segment as lost."""
 LEFT_BUCKET_S: Final = 5.0
 """Outside its bucket for so long a replica loses its segment: a batch flickers across an edge whenever a request ends."""
-RETRY_S: Final = 5.0
-"""Pause after a round that brought nothing yet: what it still lacks is asked for again."""
 FIRST_PAUSE_S: Final = 10.0
 LONGEST_PAUSE_S: Final = 120.0
-"""Of one replica, after the first round that was heard, and the longest: what was just measured is in doubt, but not unmeasured."""
-PAYS_BACK_S: Final = 120.0
-"""A measurement that is not expected to earn its cost within so long can wait: it is paid out of a share of the output, never
-out of a cold start's grant."""
+"""Of one replica, after the first round that was heard, and the longest: what was just measured is in doubt, but not unmeasured.
+The longest also for what was measured elsewhere (priors.py), though it weighs less here than there and two K nearly tie: a cluster
+that takes over has its first minutes for its traffic, not for what its predecessor knew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +98,8 @@ class Round:
     def may_ask(self, now_s: float, measured_at_s: float, replicas: float) -> bool:
         """Whether one of so many `replicas` may be asked at `now_s`; the cell was last heard of at `measured_at_s`.
 
-        What a round still lacks is asked for again soon; one that was heard is followed by a pause, doubled each time, so that
-        no tie is measured for ever. Each replica pauses as long as one alone would, so that a group looks again sooner.
+        What a round still lacks is asked for again after DELIVERY_S; one that was heard is followed by a pause, doubled each time,
+        so that no tie is measured for ever. Each replica pauses as long as one alone would, so that a group looks again sooner.
 
         >>> [Round(1, 100.0).may_ask(at_s, 90.0, replicas=1) for at_s in (100.0, 104.0, 105.0)]
         [True, False, True]
@@ -115,7 +111,7 @@ class Round:
         if now_s == self.began_s:
             return True
         pause_s = min(FIRST_PAUSE_S * 2.0 ** min(self.number - 1, 16), LONGEST_PAUSE_S) / max(replicas, 1.0)
-        return now_s - self.began_s >= (max(pause_s, RETRY_S) if measured_at_s > self.began_s else RETRY_S)
+        return now_s - self.began_s >= (max(pause_s, DELIVERY_S) if measured_at_s > self.began_s else DELIVERY_S)
 
     def asked(self, now_s: float, measured_at_s: float) -> Round:
         """The round in which a replica is asked at `now_s`: the same one until it was heard."""
@@ -213,7 +209,7 @@ def deal(
         round_ = rounds.get(cell, Round(0, -math.inf))
         if not round_.may_ask(view.now_s, measured_at_s, busy[cell.batch_bucket]):
             continue
-        earns_tokens = PAYS_BACK_S * gain_tokens_per_s * busy[cell.batch_bucket]
+        earns_tokens = HORIZON_S * gain_tokens_per_s * busy[cell.batch_bucket]
         drafting = {held.replica_id for held in open_segments if held.cell.num_speculative_tokens}
         asked = _askable(cell, by_bucket[cell.batch_bucket], explorers, contributions, open_segments, rng, view.now_s)
         if asked is None:

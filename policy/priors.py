@@ -16,6 +16,7 @@ from typing import Final
 from nightjar.policy.evidence.acceptance import GROUP_ROWS, AcceptanceEvidence
 from nightjar.policy.evidence.catch_up import CatchUpEvidence
 from nightjar.policy.evidence.cells import MEASURED_SHARE, CellEvidence
+from nightjar.policy.exploration import LONGEST_PAUSE_S
 from nightjar.policy.learned import LearnedCell, LearnedGroup, LearnedMixedCell, could_be_measured, could_be_priced
 from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.base import GroupPlan
@@ -26,9 +27,6 @@ MOST_SEED_STEPS: Final = 24.0
 step time. Known well enough that a known K is not measured again, and outvoted by a few seconds of work."""
 MOST_SEED_ROWS: Final = GROUP_ROWS
 """Rows that imported acceptance weighs at most at each position: what a group's share weighs in what one replica expects."""
-REST_S: Final = 120.0
-"""So long what was measured elsewhere is not measured again, though it weighs less here than there and two K nearly tie: a cluster
-that takes over has its first minutes for its traffic, not for what its predecessor knew."""
 MAX_SEED_GROUPS: Final = 64
 """Groups that may wait for their replicas, and that one export holds (INV-8). The latest are kept."""
 MAX_SEED_CELLS: Final = 10_000
@@ -102,7 +100,11 @@ def with_prior(group: GroupState, seed: LearnedGroup, now_s: float, calibration_
         plan=plan,
         restarts=replace(group.restarts, catch_up=catch_up),
         imported=Imported(
-            tuple(sorted({*before.cells, *taken, *mixed})), prior_acceptance, prior_catch_up, resting, rests_until_s=now_s + REST_S
+            tuple(sorted({*before.cells, *taken, *mixed})),
+            prior_acceptance,
+            prior_catch_up,
+            resting,
+            rests_until_s=now_s + LONGEST_PAUSE_S,
         ),
         estimate=replace(group.estimate, at_s=float("-inf")) if group.estimate is not None else None,
     )

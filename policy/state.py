@@ -16,7 +16,7 @@ from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.evidence.cells import Cell, Evidence
 from nightjar.policy.evidence.contributions import Contributions, NewEvidence
 from nightjar.policy.evidence.counting import CountedEngine
-from nightjar.policy.evidence.doubt import DEVIATIONS
+from nightjar.policy.evidence.doubt import DOUBT_DEVIATIONS
 from nightjar.policy.evidence.gained import Spent
 from nightjar.policy.evidence.mixed_steps import MixedShare
 from nightjar.policy.evidence.waits import NO_WAITS, Waits
@@ -229,7 +229,7 @@ class GroupState:
         told = estimate.told_gain(batch_bucket(load.decode_batch_size), planned, runs)
         if told is None or told.is_known or planned == runs:
             return {}
-        gain, doubt = math.expm1(told.log_gain), DEVIATIONS * told.deviation
+        gain, doubt = math.expm1(told.log_gain), DOUBT_DEVIATIONS * told.deviation
         return {"num_speculative_tokens": runs, "planned": planned, "gain": gain, "doubt": doubt}
 
     def may_measure(self, replica: ReplicaState, cell: Cell) -> bool:

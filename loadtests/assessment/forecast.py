@@ -19,7 +19,7 @@ from nightjar.loadtests.assessment.scrapes import Floats
 from nightjar.loadtests.simulation.profiles import Mechanics, Profile
 from nightjar.loadtests.simulation.step_cost import AT_ZERO, step_cost
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
-from nightjar.policy.evidence.doubt import DEVIATIONS
+from nightjar.policy.evidence.doubt import DOUBT_DEVIATIONS
 from nightjar.policy.evidence.step_time import predict_step_times
 from nightjar.policy.planners.base import GroupView, present_indices, present_mixed_indices
 from nightjar.policy.planners.estimates import Estimate, replan_alone
@@ -160,8 +160,8 @@ def forecast(price: Priced, replicas: int) -> Forecast | None:
     deviation = math.hypot(_doubt(costs, history.seconds, fitted.doubt if fitted is not None else UNCOMPARED), sampling)
     gain = Gain(
         ratio,
-        ratio * math.exp(-DEVIATIONS * deviation) * (1.0 - LEARNING_COST),
-        ratio * math.exp(DEVIATIONS * deviation),
+        ratio * math.exp(-DOUBT_DEVIATIONS * deviation) * (1.0 - LEARNING_COST),
+        ratio * math.exp(DOUBT_DEVIATIONS * deviation),
     )
     inside = sum(seconds for (bucket, _), seconds in history.seconds.items() if bucket in price.buckets)
     return Forecast(

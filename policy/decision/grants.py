@@ -11,13 +11,13 @@ from typing import Self
 
 from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.planners import LEARNING_PLANNERS
-from nightjar.policy.restarts.budget import TTL_EXTRA_S, reloads_by_node
+from nightjar.policy.restarts.budget import reloads_by_node
 from nightjar.policy.restarts.leases import Restarter, decide_restarts
 from nightjar.policy.state import FleetState, GroupState, PlanVariant, ReplicaState
 from nightjar.policy.wire.cause import Code
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
-from nightjar.policy.wire.settings import RestartLimits
+from nightjar.policy.wire.settings import DELIVERY_S, RestartLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,4 +103,4 @@ def _silent_after_s(settings: OperatorSettings) -> float:
     """Seconds without a report after which a wish is granted no more: what a lease has to spare for its travels, or where reports
     and decisions are rarer, one of each.
     """
-    return max(TTL_EXTRA_S, settings.exchange_period_s + settings.decision_period_s)
+    return max(DELIVERY_S, settings.exchange_period_s + settings.decision_period_s)

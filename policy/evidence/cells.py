@@ -40,7 +40,8 @@ STEP_VARIANCE: Final = 0.05**2
 DRIFT_VARIANCE_PER_SECOND: Final = 0.03**2 / 600.0
 """How fast a true step time wanders: 3 % in ten minutes (contexts grow, cards throttle, neighbours come and go)."""
 MOSTLY_MIXED: Final = 0.5
-"""Share of the steps of an engine's cells that have prefill, above which its plan is about these: clean steps are too few."""
+"""Share of an engine's work with prefill beside decode rows, above which its plan is about this. Of the steps of its cells: clean
+ones are too few. Of its time: a sleeping drafter's group measures no K in clean steps again (planners/calibration.py)."""
 MOST_DRIFT_VARIANCE: Final = 0.1**2
 """However old a measurement is, it says more than none: the shape of an engine's step times hardly changes over night."""
 

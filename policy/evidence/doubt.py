@@ -3,7 +3,8 @@
 A planner that is wrong measures, and is right a minute later. A person who reads that K=3 gives 20 % more decides by it, so the
 interval must hold what K=3 then gives. The model of step times is smooth, and engines are not: one takes as long for one draft
 token as for none, and twice as long for two. And the requests that ran are few. `make bench-model` measures how often such
-intervals hold the truth, by profile and by what is known. No plan rests on this. Fails towards saying less.
+intervals hold the truth, by profile and by what is known. No plan rests on these deviations: a planner's own are smaller.
+Fails towards saying less.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ MEASURED: Final = 0.03
 """What a measured K adds to the doubt of a gain: the model smooths what it measured."""
 MEASURED_STEPS: Final = 8.0
 """Clean steps from which a K counts as measured."""
-DEVIATIONS: Final = 2.0
-"""On either side of a gain or a loss that people are told: what its interval holds."""
+DOUBT_DEVIATIONS: Final = 2.0
+"""Standard deviations after which something counts as beyond doubt, 1 in 40 times wrongly: a gain for which a plan changes, a step
+within an operator's limit, a goodput that no K can exceed, and either end of an interval that people are told."""
 
 Mask = npt.NDArray[np.bool_]
 

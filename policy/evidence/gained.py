@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from nightjar.policy.evidence.cells import Cell, Evidence
-from nightjar.policy.evidence.doubt import DEVIATIONS, MEASURED_STEPS
+from nightjar.policy.evidence.doubt import DOUBT_DEVIATIONS, MEASURED_STEPS
 from nightjar.policy.evidence.goodput import GoodputModel
 
 MOST_DEVIATION: Final = 0.1
@@ -97,5 +97,5 @@ def gained(spent: Spent, model: GoodputModel, former: int, measured: Container[i
     if former_s <= 0.0 or compared_s < LEAST_COMPARED * sum(spent.cells.values()):
         return None
     spent_s = compared_s + spent.catch_up_s
-    least_s, most_s = (max(former_s + sign * DEVIATIONS * doubt_s, 1e-9) for sign in (-1.0, 1.0))
+    least_s, most_s = (max(former_s + sign * DOUBT_DEVIATIONS * doubt_s, 1e-9) for sign in (-1.0, 1.0))
     return Gained(compared_s, 1.0 - spent_s / former_s, 1.0 - spent_s / least_s, 1.0 - spent_s / most_s)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from nightjar.policy.evidence.acceptance import ROWS_PER_INDEPENDENT_ROW, ROWS_PER_REQUEST, AcceptanceEvidence
 from nightjar.policy.evidence.ceilings import EmittedTokens
 from nightjar.policy.evidence.cells import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, Evidence
-from nightjar.policy.evidence.doubt import measured_ks, told_deviation
+from nightjar.policy.evidence.doubt import DOUBT_DEVIATIONS, measured_ks, told_deviation
 from nightjar.policy.evidence.mixed_steps import charge
 from nightjar.policy.evidence.step_time import StepTimes
 from nightjar.policy.wire.record import MAX_BATCH_SIZE
@@ -27,12 +27,14 @@ from nightjar.policy.wire.settings import OffStep
 
 Floats = npt.NDArray[np.float64]
 
-LIMIT_DEVIATIONS: Final = 2.0
-"""Standard deviations of doubt that a step's time is taken with where an operator limits it."""
 PREFILL_DEVIATION: Final = 0.1
 """Standard deviation of the logarithm of what a prompt adds to a step: known from sums over all prompts, and no line."""
 NOISE_DEVIATIONS: Final = 2.33
 """Standard deviations that one in a hundred values of a normal distribution exceed."""
+HORIZON_S: Final = 120.0
+"""More goodput counts for so long at most against what it takes to get it, for nobody knows the load of the next hour. A restart
+that is not expected to pay by then is not granted (restarts/on_time.py). A measurement can wait: it is paid out of a share of the
+output, never out of a cold start's grant (exploration.py)."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,9 @@ class GoodputModel:
     def upper_bound(self) -> Floats:
         """(buckets, ks): log goodput that a K cannot exceed beyond doubt, because a step never gets shorter with K.
 
-        As long as the longest expected step of the shorter K, and with acceptance two standard deviations better than expected.
+        As long as the longest expected step of the shorter K, and with acceptance DOUBT_DEVIATIONS better than expected.
         """
-        most_tokens = np.log(self.rows)[:, None] + np.log(self.tokens_per_row) + 2.0 * self.tokens_deviation
+        most_tokens = np.log(self.rows)[:, None] + np.log(self.tokens_per_row) + DOUBT_DEVIATIONS * self.tokens_deviation
         log_seconds = np.log(self.rows)[:, None] + np.log(self.tokens_per_row) - self.log_goodput
         least_seconds = np.maximum.accumulate(log_seconds, axis=1)
         least_seconds[:, 1:] = least_seconds[:, :-1]
@@ -158,7 +160,7 @@ def step_limit(times: StepTimes, max_step_s: float, noise: float, prefill_s: Flo
         )
         return longest_s
 
-    return StepLimit(max_step_s, longest(0.0), longest(LIMIT_DEVIATIONS))
+    return StepLimit(max_step_s, longest(0.0), longest(DOUBT_DEVIATIONS))
 
 
 def goodput_model(

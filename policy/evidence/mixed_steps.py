@@ -18,8 +18,9 @@ import numpy as np
 from nightjar.policy.evidence.cells import Evidence, Floats, table_of
 from nightjar.policy.evidence.step_time import StepTimes, non_negative_least_squares
 
-SHARE_HALF_LIFE_S: Final = 60.0
-"""How long the mix of prompts and answers is remembered: longer than a burst, shorter than a change of regime."""
+TRAFFIC_HALF_LIFE_S: Final = 60.0
+"""How long it is remembered what traffic is like, the mix of prompts and answers and how many wait (waits.py): longer than a burst,
+shorter than a change of regime."""
 SHARE_LEAST_STEPS: Final = 30.0
 """Steps that a share is of at least. Time alone does not make less of so many steps with prefill: where one takes ten seconds, a
 minute holds too few."""
@@ -29,9 +30,8 @@ LATE_SHARE: Final = 0.01
 """Of all steps, those that may take longer than an operator's limit: it bounds the 99th percentile."""
 PROMPT_SPREAD: Final = 1.3
 """Standard deviation of the logarithm of a prompt's tokens: of chats (ShareGPT 1.3, Azure's conversations 1.0)."""
-_DRAFTING: Final = 2
-"""Which part is the share of what K adds to a pure decode step."""
-_MOST_DRAFTING: Final = 1.0
+_PARTS: Final = ("step", "tokens", "drafting", "drafter's prompts")
+"""What the seconds of a step with prefill are a sum of; `drafting` is the share of what K adds to a pure decode step."""
 _RIDGE: Final = np.array([0.05, 0.01, 0.02, 0.05])
 """Pull of each part towards nothing, against a cell that weighs 1. Least for the tokens, which every such step has."""
 
@@ -57,12 +57,12 @@ class MixedShare(NamedTuple):
     ) -> MixedShare:
         """The sums `elapsed_s` later (infinite for an engine's first report, which forgets the ones before it).
 
-        >>> MixedShare(80.0, 8000.0, 4000.0, 100.0, 400.0).after(2.0, 100.0, 300.0, 3.0, 9.0, SHARE_HALF_LIFE_S)
+        >>> MixedShare(80.0, 8000.0, 4000.0, 100.0, 400.0).after(2.0, 100.0, 300.0, 3.0, 9.0, TRAFFIC_HALF_LIFE_S)
         MixedShare(steps=42.0, prefill_tokens=4100.0, tokens=2300.0, answers=53.0, counted_steps=209.0)
-        >>> MixedShare(30.0, 3000.0, 4000.0, 100.0, 40.0).after(2.0, 100.0, 300.0, 3.0, 9.0, SHARE_HALF_LIFE_S)
+        >>> MixedShare(30.0, 3000.0, 4000.0, 100.0, 40.0).after(2.0, 100.0, 300.0, 3.0, 9.0, TRAFFIC_HALF_LIFE_S)
         MixedShare(steps=32.0, prefill_tokens=3100.0, tokens=4300.0, answers=103.0, counted_steps=49.0)
         """
-        left = 0.5 ** (elapsed_s / SHARE_HALF_LIFE_S)
+        left = 0.5 ** (elapsed_s / TRAFFIC_HALF_LIFE_S)
         if math.isfinite(elapsed_s) and self.steps:
             left = max(left, min(1.0, SHARE_LEAST_STEPS / self.steps))
         return MixedShare(
@@ -172,7 +172,7 @@ def mixed_seconds(evidence: Evidence, times: StepTimes, ks: Sequence[int], prefi
 
 
 def _weights(parts: Floats, seconds: Floats, trust: Floats) -> Floats:
-    """Of each part of steps with prefill which took so many `seconds` and weigh `trust`; that of drafting is _MOST_DRAFTING at
+    """Of each part of steps with prefill which took so many `seconds` and weigh `trust`; that of drafting is the whole at
     most, and the others are what they are beside it."""
     size = np.abs(parts).mean(axis=0)
     scale = np.where(size > 0.0, size, 1.0)
@@ -180,10 +180,11 @@ def _weights(parts: Floats, seconds: Floats, trust: Floats) -> Floats:
     gram = (relative * trust[:, None]).T @ relative + np.diag(_RIDGE**2)
     target = trust @ relative
     weights: Floats = non_negative_least_squares(gram, target) / scale
-    if weights[_DRAFTING] > _MOST_DRAFTING:
-        others = np.arange(len(weights)) != _DRAFTING
-        weights[_DRAFTING] = _MOST_DRAFTING
-        left = target[others] - gram[others, _DRAFTING] * _MOST_DRAFTING * scale[_DRAFTING]
+    drafting = _PARTS.index("drafting")
+    if weights[drafting] > 1.0:
+        others = np.arange(len(weights)) != drafting
+        weights[drafting] = 1.0
+        left = target[others] - gram[others, drafting] * scale[drafting]
         weights[others] = non_negative_least_squares(gram[np.ix_(others, others)], left) / scale[others]
     return weights
 

@@ -12,10 +12,9 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Final, NamedTuple
 
+from nightjar.policy.evidence.mixed_steps import TRAFFIC_HALF_LIFE_S
 from nightjar.policy.wire.report import EngineLoad
 
-HALF_LIFE_S: Final = 60.0
-"""How long it is remembered how many waited: a burst's length and not an hour's, for K follows from who waits now."""
 FULL_KV: Final = 0.9
 """KV usage from which requests that wait are taken to wait for KV and not for prompt compute."""
 MOST_LOAD: Final = 0.8
@@ -46,7 +45,7 @@ class Waits(NamedTuple):
         >>> NO_WAITS.after(load, 256, 1.0)
         Waits(looks=1.0, busy=1.0, decoding=1.0, beside_prefill=1.0, waiting=4.0, prefilling=2.0)
         """
-        left = 0.5 ** (max(elapsed_s, 0.0) / HALF_LIFE_S)
+        left = 0.5 ** (max(elapsed_s, 0.0) / TRAFFIC_HALF_LIFE_S)
         looks, busy, decoding, beside_prefill, waiting, prefilling = (value * left for value in self)
         running = min(load.num_running_reqs, max_num_seqs)
         waits = max(load.num_waiting_reqs - load.num_deferred_reqs, 0)

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.evidence.cells import Cell
+from nightjar.policy.evidence.cells import MOSTLY_MIXED, Cell
 from nightjar.policy.evidence.doubt import UNMEASURED
 from nightjar.policy.evidence.goodput import Floats, GoodputModel
 from nightjar.policy.evidence.robust import LEAST_REPLICAS
@@ -45,9 +45,6 @@ SETTLING_STEPS: Final = 2
 MOST_MIXED_SHARE: Final = 0.3
 """Of steps, as the cost of a measurement has it: where hardly a step is clean, its deadline ends it. With a half, so four times the
 steps, 32B stayed off at batch 34 (retrieval beside chat) where drafting gives 7 % more."""
-
-MOST_BESIDE_PREFILL: Final = 0.5
-"""Share of the time with decode rows in which prompts are computed: above it a sleeping drafter's group measures no K again."""
 
 
 class Measurement(NamedTuple):
@@ -111,7 +108,7 @@ def _waits_for_quiet(view: GroupView) -> list[bool]:
 
     To know pure steps better is worth little then, and a drafter that sleeps while off is measured misses whole prompts.
     """
-    is_quiet = view.settings.objective != "latency" or view.waits.share_beside_prefill <= MOST_BESIDE_PREFILL
+    is_quiet = view.settings.objective != "latency" or view.waits.share_beside_prefill <= MOSTLY_MIXED
     ran = {cell.num_speculative_tokens for cell in view.evidence.cells}
     return [not is_quiet and view.drafter_sleeps and k in ran for k in view.ks]
 

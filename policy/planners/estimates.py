@@ -20,7 +20,7 @@ import numpy as np
 
 from nightjar.policy.evidence.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence.cells import Cell, Evidence
-from nightjar.policy.evidence.doubt import DEVIATIONS
+from nightjar.policy.evidence.doubt import DOUBT_DEVIATIONS
 from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.base import GroupPlan, GroupView, plan_of, present_indices, present_mixed_indices, rows_of
@@ -76,7 +76,7 @@ class Estimate:
         if not math.isfinite(log_gain) or not math.isfinite(deviation):
             return None
         measured = bool(model.measured[bucket, index] and model.measured[bucket, reference])
-        return ToldGain(min(log_gain, 100.0), deviation, measured or abs(log_gain) > DEVIATIONS * deviation)
+        return ToldGain(min(log_gain, 100.0), deviation, measured or abs(log_gain) > DOUBT_DEVIATIONS * deviation)
 
 
 def replan(view: GroupView) -> Estimate:

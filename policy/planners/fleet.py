@@ -21,25 +21,19 @@ import numpy as np
 import numpy.typing as npt
 
 from nightjar.policy.evidence.cells import Cell
+from nightjar.policy.evidence.doubt import DOUBT_DEVIATIONS
 from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.planners.base import AskedLater, GroupPlan, GroupView, only_k, plan_of, present_indices, present_mixed_indices
-from nightjar.policy.planners.latency import IndexPair, choose_for_latency
+from nightjar.policy.planners.latency import RIVAL_DEVIATIONS, IndexPair, choose_for_latency
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.wire.cause import Cause, Causes, Code, because, in_batches
 from nightjar.policy.wire.operator import Objective
-
-DOUBT_DEVIATIONS: Final = 2.0
-"""Standard deviations of the gain that a change must exceed: 1 in 40 changes is for nothing."""
-
-RIVAL_DEVIATIONS: Final = 1.0
-"""The same between two K that are both beyond doubt better than off. Such a change costs nothing and can be taken back, while each
-deviation more keeps a plan that much below what is known: prompts differ, so 4 % of doubt stay however long one looks."""
 
 MIXED_MARGIN: Final = 0.005
 """Share of the time per generated token that another K in steps with prefill must save."""
 
 COLD_DEVIATIONS: Final = 0.5
-"""The same before off was measured: seven in ten such K do gain."""
+"""Standard deviations of the gain that a K must exceed before off was measured: seven in ten such K do gain."""
 
 
 def fleet_plan(view: GroupView, model: GoodputModel) -> GroupPlan:

@@ -39,8 +39,10 @@ ROUNDS: Final = 4
 """A token's time follows from K and K from it. Where they go in a circle, the longer K of the last two is taken."""
 MARGIN: Final = 0.002
 """Share of the time of all requests in the system during a step that another K must save."""
-DOUBT_DEVIATIONS: Final = 1.0
-"""Standard deviations of its gain that another K above 0 must exceed, as far as steps are pure decode steps."""
+RIVAL_DEVIATIONS: Final = 1.0
+"""Standard deviations of its gain that another K above 0 must exceed in pure decode steps, and for most tokens a second (fleet.py)
+one that is beyond doubt better than off in place of another such. Such a change can be taken back, while each deviation more keeps
+a plan that much below what is known: prompts differ, so 4 % of doubt stay however long one looks."""
 
 
 def saved_request_seconds(
@@ -103,7 +105,7 @@ def choose_for_latency(
     row_s = (mixed_s[-1, 0] - mixed_s[0, 0]) / (rows[-1] - rows[0])  # a sum of parts, each as long for every row
     may_run = _pairs(model.allowed, drafter_sleeps=drafter_sleeps)
     _, deviation = model.gain(present.pure)
-    doubt, nobody = DOUBT_DEVIATIONS * deviation, np.zeros(len(rows))
+    doubt, nobody = RIVAL_DEVIATIONS * deviation, np.zeros(len(rows))
     doubt[:, 0] = 0.0
     requests = rows + waits.mean_waiting + waits.mean_prefilling
     to_come = requests * waits.load / (1.0 - waits.load)

@@ -15,11 +15,10 @@ from nightjar.policy.evidence.robust import LEAST_REPLICAS
 from nightjar.policy.restarts.price import Price
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import RestartWish
-from nightjar.policy.wire.settings import Lease
+from nightjar.policy.wire.settings import DELIVERY_S, Lease
 
 TTL_CATCH_UPS: Final = 3.0
-TTL_EXTRA_S: Final = 5.0
-"""A lease lives three times as long as its restart should take, and the seconds that wish and lease travel."""
+"""A lease lives three times as long as its restart should take, and what wish and lease take on their way (DELIVERY_S)."""
 LAST_STEP_S: Final = 1.0
 """A step that is under way when a lease ends runs to its end, with what it recomputes. So a replica is told of a time to live that
 is shorter by this than the one that is counted (INV-6)."""
@@ -119,7 +118,7 @@ def outlives_any_lease(wish: RestartWish, settings: OperatorSettings) -> bool:
 
     An engine never begins such a reload (policy.step.drafter), so a lease for it would be held in vain, again and again.
     """
-    longest_s = max(settings.max_lease_ttl_s - TTL_EXTRA_S, settings.max_lease_ttl_s / 2.0)
+    longest_s = max(settings.max_lease_ttl_s - DELIVERY_S, settings.max_lease_ttl_s / 2.0)
     return wish.reload and wish.reload_seconds > longest_s
 
 
@@ -133,7 +132,7 @@ def reloads_by_node(open_leases: Iterable[OpenLease]) -> dict[str, int]:
 
 
 def _lease(wished: PricedWish, max_ttl_s: float, now_s: float) -> OpenLease:
-    counted_s = min(TTL_CATCH_UPS * wished.price.catch_up_seconds + TTL_EXTRA_S, max_ttl_s)
+    counted_s = min(TTL_CATCH_UPS * wished.price.catch_up_seconds + DELIVERY_S, max_ttl_s)
     lease = Lease(wish_id=wished.wish.wish_id, time_to_live_s=counted_s - LAST_STEP_S, reload=wished.wish.reload)
     return OpenLease(lease, wished.replica_id, wished.engine_id, wished.node_id, wished.slowdown, now_s + counted_s)
 

@@ -20,15 +20,15 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from nightjar.policy.evidence.goodput import HORIZON_S
 from nightjar.policy.evidence.robust import LEAST_REPLICAS
 from nightjar.policy.wire.batch_buckets import batch_bucket
+from nightjar.policy.wire.operator import LEAST_PERIODS
 
 IDLE: Final = -1
 """The bucket of a replica without decode rows. It ends an ON time: after it nothing lags, and a restart is free anyhow."""
 SAMPLE_PERIOD_S: Final = 1.0
-"""Between two looks at a replica's batch."""
-LONGEST_SAMPLE_S: Final = 3.0
-"""A replica whose reports were missing for longer was not seen moving."""
+"""Between two looks at a replica's batch. One whose reports were missing for LEAST_PERIODS of them was not seen moving."""
 HALF_LIFE_S: Final = 600.0
 """After which a transition counts half: load has habits of minutes, and forgets those of hours."""
 
@@ -51,8 +51,8 @@ Transition = tuple[LoadState, LoadState]
 class TransitionWeight(NamedTuple):
     """How often a transition was made, as far as that counts for its bucket, whatever came before, and for its very state."""
 
-    of_bucket: float
-    of_state: float
+    of_bucket: float = 0.0
+    of_state: float = 0.0
 
     def plus(self, other: TransitionWeight) -> TransitionWeight:
         """Both together."""
@@ -63,7 +63,7 @@ class TransitionWeight(NamedTuple):
         return TransitionWeight(self.of_bucket * share, self.of_state * share)
 
 
-NO_WEIGHT: Final = TransitionWeight(0.0, 0.0)
+NO_WEIGHT: Final = TransitionWeight()
 
 
 class Times(NamedTuple):
@@ -129,7 +129,7 @@ class LoadTracker:
                 seen[replica_id] = LastSeen(state, now_s)
             elif now_s - before.at_s < 0.9 * SAMPLE_PERIOD_S:
                 seen[replica_id] = before
-            elif now_s - before.at_s > LONGEST_SAMPLE_S:
+            elif now_s - before.at_s > LEAST_PERIODS * SAMPLE_PERIOD_S:
                 seen[replica_id] = before._replace(state=state, at_s=now_s)
             else:
                 seen[replica_id] = before.then(state, now_s)
@@ -181,8 +181,6 @@ def _next(before: LoadState, bucket: int) -> LoadState:
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-HORIZON_SAMPLES: Final = 120.0
-"""Value is counted over so many samples at most: nobody knows the load of the next hour."""
 PRIOR_SAMPLES: Final = 5.0
 PRIOR_STAY: Final = 0.9
 """Before evidence a bucket is left after ten samples, and speculation then ends; this weighs as much as five seen transitions."""
@@ -231,7 +229,8 @@ class TransitionCounts:
 
         In another bucket it is off and the drafter falls behind, which costs so many tokens a second to recompute; one that
         `lag_costs_tokens_per_s` does not name ends the ON time. An excursion is borne where that is worth more than giving up:
-        V = max(0, D + g P V) there, V = D + g P V where it is on, with g = 1 - 1/HORIZON_SAMPLES and D what one sample gives.
+        V = max(0, D + g P V) there, V = D + g P V where it is on, with g = 1 - SAMPLE_PERIOD_S / HORIZON_S and D what one sample
+        gives.
         A state that was seldom seen moves as its bucket does, whatever came before, and a bucket that was seldom seen as the
         prior says.
         """
@@ -241,7 +240,7 @@ class TransitionCounts:
         states = [LoadState(bucket, is_falling) for bucket in sorted(per_second) for is_falling in (False, True)]
         per_sample = np.array([per_second[state.bucket] for state in states]) * SAMPLE_PERIOD_S
         is_on = np.array([state.bucket in gains_tokens_per_s for state in states])
-        discounted = (1.0 - 1.0 / HORIZON_SAMPLES) * self._chances(states)
+        discounted = (1.0 - SAMPLE_PERIOD_S / HORIZON_S) * self._chances(states)
         kept, identity = is_on, np.eye(len(states))
         while True:
             values = np.linalg.solve(identity - kept[:, None] * discounted, kept * per_sample)

@@ -23,11 +23,9 @@ from nightjar.policy.wire.cause import Cause, Causes, Code, because, codes, in_b
 from nightjar.policy.wire.explanation import Statement
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.report import DrafterState
-from nightjar.policy.wire.settings import Settings, SettingsVersion, Table
+from nightjar.policy.wire.settings import DELIVERY_S, Settings, SettingsVersion, Table
 from nightjar.policy.words import explained, in_words
 
-OLD_REPORT_S: Final = 5.0
-"""A report older than this is said to be old."""
 _DRAFTER_DOWN: Final = frozenset(
     {DrafterState.DORMANT, DrafterState.OFFLOADED, DrafterState.CONTRACTING, DrafterState.RELOADING, DrafterState.CATCHING_UP}
 )
@@ -275,7 +273,7 @@ def _reported(facts: Facts) -> Iterator[Statement]:
         yield _states("engine", because(Code.LAST_STEP), *report.snapshot.causes, words=in_words)
     if report.notice:
         yield _states("replica", because(Code.NOTICE, report.notice))
-    if (silent_s := facts.now_s - facts.replica.heard_at_s) > OLD_REPORT_S:
+    if (silent_s := facts.now_s - facts.replica.heard_at_s) > DELIVERY_S:
         yield _states("report", because(Code.OLD_REPORT, age_s=silent_s))
 
 

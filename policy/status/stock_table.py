@@ -23,7 +23,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from nightjar.policy.evidence.cells import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, CellEvidence, Evidence, Floats
-from nightjar.policy.evidence.doubt import DEVIATIONS
+from nightjar.policy.evidence.doubt import DOUBT_DEVIATIONS
 from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.evidence.mixed_steps import mixed_costs
 from nightjar.policy.evidence.step_time import StepTimes, predict_step_times
@@ -132,7 +132,7 @@ def stock_table(
     weights = np.array([seconds_of_buckets.get(bucket, 0.0) for bucket in view.buckets])
     tokens = weights / own
     ratio = float((weights / theirs).sum() / tokens.sum())
-    deviation = DEVIATIONS * float((tokens * doubt).sum() / tokens.sum())
+    deviation = DOUBT_DEVIATIONS * float((tokens * doubt).sum() / tokens.sum())
     if not (math.isfinite(ratio) and deviation < MOST_DEVIATION):
         return StockTable(group_id=group_id, drafter_kind=view.key.drafter_kind, why_none="its step times tell too little yet")
     by_bucket = np.where(weights > 0.0, 1.0 - own / theirs, -np.inf)

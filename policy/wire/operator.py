@@ -38,7 +38,8 @@ MaxStepMs = Annotated[float, Field(gt=0.0, le=600_000.0)]
 ApplicationName = Annotated[str, Field(min_length=1, max_length=256)]
 MAX_NAMED_APPLICATIONS: Final = 1000
 LEAST_PERIODS: Final = 3
-"""Reports that must fail to come before anybody may take it for silence."""
+"""Periods within which a replica that lives has been heard: fewer without a report are no silence, and after so many everybody runs
+what was decided."""
 
 
 class SettingsError(ValueError):

@@ -29,6 +29,10 @@ from nightjar.policy.wire.record import (
     Seconds,
 )
 
+DELIVERY_S: Final = 5.0
+"""What the way of settings to a replica, and of its answer back, may take. A lease and an exploration segment live so much longer
+than their work should take; what a segment did not bring is asked for again after it; a report that is older is late."""
+
 
 class SettingsVersion(Record):
     """Fence of settings and leases (INV-5): pairs are ordered, an older one is never applied."""

@@ -23,7 +23,7 @@ from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.policy.evidence.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
-from nightjar.policy.evidence.doubt import DEVIATIONS
+from nightjar.policy.evidence.doubt import DOUBT_DEVIATIONS
 from nightjar.policy.planners.base import GroupView
 from nightjar.policy.wire.batch_buckets import bucket_range, buckets_up_to
 from nightjar.policy.wire.operator import OperatorSettings
@@ -152,8 +152,8 @@ def held(nominal: Nominal) -> list[Held]:
                 gain, own = (one[:count, others] for one in model.gain(at))
                 told = model.told_deviation[:count, others, reference]
                 off_by = np.abs(truth[:, others] - truth[:, [reference]] - gain)
-                known = np.abs(gain) > DEVIATIONS * told
-                columns = [off_by <= DEVIATIONS * told, off_by <= DEVIATIONS * own, known]
+                known = np.abs(gain) > DOUBT_DEVIATIONS * told
+                columns = [off_by <= DOUBT_DEVIATIONS * told, off_by <= DOUBT_DEVIATIONS * own, known]
                 found[state].append(np.array([one.ravel() for one in columns], dtype=float))
     shares = {state: np.concatenate(parts, axis=1) for state, parts in found.items()}
     return [Held(state, profile.name, part.shape[1], *map(float, part.mean(axis=1))) for state, part in shares.items()]

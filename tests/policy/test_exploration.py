@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
 from nightjar.policy.evidence.contributions import Contributions, NewEvidence
+from nightjar.policy.evidence.goodput import HORIZON_S
 from nightjar.policy.exploration import (
     COLD_START_TOKENS_PER_ROW,
     LEFT_BUCKET_S,
     LONGEST_PAUSE_S,
     OUTPUT_SHARE,
     PATIENT_SHARE,
-    PAYS_BACK_S,
-    RETRY_S,
     Allowance,
     Exploration,
     Explorer,
@@ -28,6 +27,7 @@ from nightjar.policy.exploration import (
 )
 from nightjar.policy.planners.base import GroupView
 from nightjar.policy.planners.calibration import Measurement
+from nightjar.policy.wire.settings import DELIVERY_S
 from tests.policy.engines import AUTO, KEY
 
 BUCKET = 3
@@ -101,7 +101,7 @@ def test_another_is_asked_where_the_first_has_left_the_bucket() -> None:
     desk = Desk(4)
     (gone,) = {held.replica_id for held in desk.tick(0.0).segments}
     desk.moves(gone, 9, before=9)
-    desk.tick(RETRY_S)
+    desk.tick(DELIVERY_S)
     assert len(desk.asked - {gone}) == 1
 
 
@@ -134,20 +134,20 @@ def pauses_of(replicas: int) -> list[float]:
 
 def test_a_round_that_brought_nothing_is_repeated_soon_and_one_that_was_heard_pauses_longer_each_time() -> None:
     pauses = pauses_of(replicas=1)
-    assert pauses[:2] == [RETRY_S, RETRY_S]
+    assert pauses[:2] == [DELIVERY_S, DELIVERY_S]
     assert pauses[2:] == sorted(pauses[2:])
     assert pauses[-1] == LONGEST_PAUSE_S
 
 
 def test_of_more_replicas_each_pauses_as_long_so_that_the_group_looks_again_sooner() -> None:
     assert max(pauses_of(replicas=4)) == LONGEST_PAUSE_S / 4
-    assert max(pauses_of(replicas=100)) == RETRY_S
+    assert max(pauses_of(replicas=100)) == DELIVERY_S
 
 
 def test_a_measurement_that_does_not_pay_back_soon_is_not_paid_from_the_cold_starts_grant() -> None:
     granted = Allowance(tokens=1000.0, most_rows=10.0, patient_tokens=0.0)
-    slow = measurement(cost_tokens=100.0, gain_tokens_per_s=99.0 / PAYS_BACK_S)
-    quick = measurement(cost_tokens=100.0, gain_tokens_per_s=101.0 / PAYS_BACK_S)
+    slow = measurement(cost_tokens=100.0, gain_tokens_per_s=99.0 / HORIZON_S)
+    quick = measurement(cost_tokens=100.0, gain_tokens_per_s=101.0 / HORIZON_S)
     assert not Desk(1, granted).tick(0.0, slow).segments
     assert Desk(1, granted).tick(0.0, quick).segments
     assert Desk(1, replace(granted, patient_tokens=100.0)).tick(0.0, slow).segments

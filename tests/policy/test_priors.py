@@ -17,11 +17,12 @@ from nightjar.policy.decision.fleet import decide
 from nightjar.policy.evidence.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
+from nightjar.policy.evidence.doubt import DOUBT_DEVIATIONS
 from nightjar.policy.evidence.goodput import GoodputModel
+from nightjar.policy.exploration import LONGEST_PAUSE_S
 from nightjar.policy.intake import observe
 from nightjar.policy.learned import LearnedCell, LearnedGroup, LearnedMixedCell, LearnedTables, measurable
-from nightjar.policy.planners.fleet import DOUBT_DEVIATIONS
-from nightjar.policy.priors import MAX_SEED_GROUPS, MOST_SEED_ROWS, MOST_SEED_STEPS, REST_S, exported, seeded
+from nightjar.policy.priors import MAX_SEED_GROUPS, MOST_SEED_ROWS, MOST_SEED_STEPS, exported, seeded
 from nightjar.policy.restarts.leases import GroupRestarts
 from nightjar.policy.state import FleetState, GroupState, learned, with_learned
 from nightjar.policy.status.fleet import fleet_status
@@ -88,9 +89,9 @@ def test_what_was_imported_as_measured_rests_for_two_minutes_however_nearly_two_
         {cell: cell_of(*cell[:2], steps=8.0, log_error=-tie if cell.num_speculative_tokens == 3 else 0.0) for cell in everything()}
     )
     fleet = warm_fleet(Replica("a", 64), seed=seed)
-    fleet.run(REST_S - 1.0)
+    fleet.run(LONGEST_PAUSE_S - 1.0)
     assert not fleet.dealt
-    fleet.run(REST_S)
+    fleet.run(LONGEST_PAUSE_S)
     assert {Cell(batch_bucket(batch), k) for _, batch, k in fleet.dealt.values()} <= everything().keys()
     assert fleet.dealt, "then it is measured like any other"
 

@@ -95,7 +95,7 @@ PARTS: Final = (
         "allowance of exploration",
         stand_ins=(StandIn(exploration, "OUTPUT_SHARE", 1.0), StandIn(exploration, "COLD_START_TOKENS_PER_ROW", 1e9)),
     ),
-    Part("patience", stand_ins=(StandIn(exploration, "PAYS_BACK_S", 1e9),)),
+    Part("patience", stand_ins=(StandIn(exploration, "HORIZON_S", 1e9),)),
     Part("replica effects", stand_ins=(StandIn(learning, "with_effects", _all_alike),)),
     Part("steps with prefill", stand_ins=(StandIn(base, "mixed_costs", _none),)),
     Part("single replicas' own plans", stand_ins=(StandIn(learning, "own_evidence", _none),)),

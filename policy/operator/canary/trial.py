@@ -19,13 +19,11 @@ from nightjar.policy.operator.canary.order import Arms, CanaryOrder, arms_of
 from nightjar.policy.operator.canary.verdict import BASELINE_BLOCKS, GoodputRatio, Sample, blocks_of, judge
 from nightjar.policy.operator.overrides import ModeOverride, override_of
 from nightjar.policy.wire.mode import Mode
-from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.operator import LEAST_PERIODS, OperatorSettings
 from nightjar.policy.wire.status import CanaryStatus, in_utc
 
 MAX_PAST: Final = 10
 """Canaries that are remembered after their end."""
-SETTLE_PERIODS: Final = 3
-"""Exchange periods until everybody runs what was decided, and what is counted was counted under it."""
 
 Phase = Literal["baseline", "trial", "better", "rolled back", "expired", "ended", "promoted"]
 _BLOCKS: Final = {"baseline", "trial", "better"}
@@ -184,7 +182,7 @@ def after_tick(
         return _settling(replace(trial, since=Sample(), at_best=Sample(), last=None), now_s)
     lasted_s = now_s - trial.block_began_s
     if trial.settling:
-        settle_s = max(trial.order.block_s, SETTLE_PERIODS * settings.exchange_period_s + settings.decision_period_s)
+        settle_s = max(trial.order.block_s, LEAST_PERIODS * settings.exchange_period_s + settings.decision_period_s)
         return replace(trial, settling=False, block_began_s=now_s) if lasted_s >= settle_s else trial
     canary_work, control_work = together(trial.canary_work, canary), together(trial.control_work, control)
     if lasted_s < trial.order.block_s:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.evidence.waits import HALF_LIFE_S, NO_WAITS, Waits, waits_of_group
+from nightjar.policy.evidence.mixed_steps import TRAFFIC_HALF_LIFE_S
+from nightjar.policy.evidence.waits import NO_WAITS, Waits, waits_of_group
 from nightjar.policy.wire.report import EngineLoad
 from tests.policy.engines import Fleet, Replica
 
@@ -25,7 +26,7 @@ LOADS = st.builds(
 def test_looks_lose_half_of_their_weight_in_their_half_life_and_all_of_it_before_the_first() -> None:
     seen = NO_WAITS.after(EngineLoad(decode_batch_size=2, num_running_reqs=2), 8, math.inf)
     assert seen == Waits(looks=1.0, busy=1.0, decoding=1.0)
-    assert seen.after(EngineLoad(), 8, HALF_LIFE_S) == Waits(looks=1.5, busy=0.5, decoding=0.5)
+    assert seen.after(EngineLoad(), 8, TRAFFIC_HALF_LIFE_S) == Waits(looks=1.5, busy=0.5, decoding=0.5)
 
 
 def test_requests_that_wait_beside_a_full_cache_wait_for_kv_and_others_for_prompt_compute() -> None:
@@ -75,7 +76,7 @@ def test_a_group_without_rows_waits_for_nothing() -> None:
 
 def test_replicas_that_were_idle_for_a_quarter_of_an_hour_do_not_tell_who_waits_now() -> None:
     burst, busy = (EngineLoad(decode_batch_size=8, num_running_reqs=8, num_waiting_reqs=waiting) for waiting in (40, 0))
-    idle = NO_WAITS.after(burst, 8, 1.0).after(EngineLoad(), 8, 15 * HALF_LIFE_S)
+    idle = NO_WAITS.after(burst, 8, 1.0).after(EngineLoad(), 8, 15 * TRAFFIC_HALF_LIFE_S)
     group = waits_of_group([idle, idle, NO_WAITS.after(busy, 8, 1.0)])
     assert (group.mean_waiting, group.is_nobody) == (0.0, True)
 
@@ -89,6 +90,6 @@ def test_each_report_is_a_look_and_one_that_was_heard_before_is_none() -> None:
         seen.observe(told)
     assert seen.state.replicas["r1"].waits == Waits(1.0, 1.0, 1.0, 1.0, 2.0, 0.0)
     later = told.model_copy(update={"report_number": told.report_number + 1})
-    seen.now_s += HALF_LIFE_S
+    seen.now_s += TRAFFIC_HALF_LIFE_S
     seen.observe(later)
     assert seen.state.replicas["r1"].waits.waiting == pytest.approx(3.0)

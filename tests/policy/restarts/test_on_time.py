@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.restarts.on_time import HALF_LIFE_S, HORIZON_SAMPLES, IDLE, LoadState, TransitionCounts, TransitionWeight
+from nightjar.policy.evidence.goodput import HORIZON_S
+from nightjar.policy.restarts.on_time import HALF_LIFE_S, IDLE, SAMPLE_PERIOD_S, LoadState, TransitionCounts, TransitionWeight
 
 MANY = 1_000_000
-G = 1.0 - 1.0 / HORIZON_SAMPLES
+G = 1.0 - SAMPLE_PERIOD_S / HORIZON_S
 NO_RETURN: dict[int, float] = {}
 
 
@@ -42,7 +43,7 @@ def test_one_bucket_that_is_left_every_tenth_second_is_worth_nearly_ten_seconds(
 
 def test_a_bucket_that_is_never_left_is_worth_the_horizon_at_most() -> None:
     transitions = moves_of({(3, 3): MANY})
-    assert values_of(transitions, {3: 50.0})[3] == pytest.approx(50.0 * HORIZON_SAMPLES, rel=0.01)
+    assert values_of(transitions, {3: 50.0})[3] == pytest.approx(50.0 * HORIZON_S, rel=0.01)
 
 
 def test_two_buckets_by_hand() -> None:
@@ -70,7 +71,7 @@ def test_a_load_that_falls_through_a_bucket_is_worth_more_there_than_one_that_ri
 def test_a_direction_that_was_never_seen_counts_as_its_bucket_does() -> None:
     stays = (LoadState(2, is_falling=False), LoadState(2, is_falling=False))
     values = TransitionCounts().plus({stays: TransitionWeight(MANY, MANY)}, 0.0).value_tokens({2: 10.0}, {})
-    assert values[LoadState(2, is_falling=True)] == pytest.approx(10.0 * HORIZON_SAMPLES, rel=0.01)
+    assert values[LoadState(2, is_falling=True)] == pytest.approx(10.0 * HORIZON_S, rel=0.01)
 
 
 def test_a_place_in_which_nobody_is_believed_counts_as_its_bucket_does() -> None:
@@ -105,7 +106,7 @@ def test_to_bear_excursions_is_never_worth_less_and_never_more_than_the_whole_ho
     assert without.keys() == borne.keys()
     assert {state.bucket for state in borne} == gains.keys()
     for state, value in without.items():
-        assert value - 1e-6 <= borne[state] <= max(gains.values()) * HORIZON_SAMPLES * (1.0 + 1e-9)
+        assert value - 1e-6 <= borne[state] <= max(gains.values()) * HORIZON_S * (1.0 + 1e-9)
 
 
 def test_before_any_evidence_being_on_lasts_about_ten_seconds() -> None:
