@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float64]
 PRIOR_FIRST_ACCEPTANCE: Final = 0.7
 """S_1 before any evidence: between a weak draft model (0.5) and a good EAGLE head (0.85)."""
 PRIOR_ROWS: Final = 20.0
-"""Rows that a prior weighs as much as (facts of the fleet planner: 20)."""
+"""Rows that a prior weighs as much as, so that fewer say less than it: a replica with fewer is not held against others."""
 HALF_LIFE_ROWS: Final = 2000.0
 """Rows after which an old one counts half. Sampling error stays near 1 %, a change of topic shows within seconds."""
 ROWS_PER_INDEPENDENT_ROW: Final = 4.0

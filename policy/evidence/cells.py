@@ -37,6 +37,9 @@ MEASURED_SHARE: Final = 0.75
 """Share of `calibration_clean_steps` at which a cell counts as measured: decay and steps cut short must not reopen it."""
 STEP_VARIANCE: Final = 0.05**2
 """Of the logarithm of one clean step's time, where a cell has too few steps to tell: engines show 2 to 10 %."""
+PRIOR_CLEAN_STEPS: Final = 20.0
+"""Clean steps that an assumption weighs as much as: that steps scatter by STEP_VARIANCE, and that a replica is as fast as its group
+(cards differ by about a quarter of what steps scatter by)."""
 DRIFT_VARIANCE_PER_SECOND: Final = 0.03**2 / 600.0
 """How fast a true step time wanders: 3 % in ten minutes (contexts grow, cards throttle, neighbours come and go)."""
 MOSTLY_MIXED: Final = 0.5
@@ -62,7 +65,7 @@ class CellEvidence(NamedTuple):
     `measured_at_s` is when the last of them was heard of, on the caller's clock; what is stored and read back is new again.
     """
 
-    steps: float
+    steps: float = 0.0
     log_seconds: float = 0.0
     rows: float = 0.0
     context_tokens: float = 0.0

@@ -30,7 +30,7 @@ from nightjar.policy.evidence.cells import (
 )
 
 _NO_ACCEPTANCE: Final = AcceptanceEvidence()
-_NOTHING: Final = CellEvidence(0.0)
+_NOTHING: Final = CellEvidence()
 
 
 @dataclass(frozen=True, slots=True)

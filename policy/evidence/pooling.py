@@ -20,28 +20,33 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.evidence.acceptance import ROWS_PER_INDEPENDENT_ROW, AcceptanceEvidence
-from nightjar.policy.evidence.cells import STEP_VARIANCE, Cell, CellEvidence, Evidence, Floats, Table, grown, sums_of
+from nightjar.policy.evidence.acceptance import PRIOR_ROWS, ROWS_PER_INDEPENDENT_ROW, AcceptanceEvidence
+from nightjar.policy.evidence.cells import (
+    PRIOR_CLEAN_STEPS,
+    STEP_VARIANCE,
+    Cell,
+    CellEvidence,
+    Evidence,
+    Floats,
+    Table,
+    grown,
+    sums_of,
+)
 from nightjar.policy.evidence.contributions import Contributions, steps_at
 from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.evidence.robust import (
     LEAST_DEVIATION,
     LEAST_REPLICAS,
     LEAST_STEPS,
+    TELLING_STEPS,
     Mask,
     agreeing,
     capped_weights,
     weighted_median,
 )
 
-LEAST_ROWS: Final = 20.0
-"""As LEAST_STEPS for acceptance, in decode rows."""
-EFFECT_PRIOR_STEPS: Final = 20.0
-"""Steps that "as fast as its group" weighs as much as: steps scatter by about 5 %, and cards differ by about a quarter of that."""
 MOST_EFFECT: Final = 0.7
 """Twice as slow or as fast at most: beyond that it is no card of this group, or faulty (INV-10)."""
-SUSPECT_STEPS: Final = 2.0
-"""Clean steps, over all cells, that must contradict the others before a replica is distrusted: one that stalled is no fault."""
 
 
 def pooled(
@@ -96,7 +101,7 @@ def with_effects(contributions: Contributions, evidence: Evidence, slopes: Slope
     measured = steps > 0.0
     if measured.sum() < 2:
         return replace(contributions, effects=())
-    effects = above / (steps + EFFECT_PRIOR_STEPS)
+    effects = above / (steps + PRIOR_CLEAN_STEPS)
     effects = np.where(measured, effects - np.median(effects[measured]), 0.0)
     return replace(contributions, effects=tuple(effects.tolist()))
 
@@ -172,7 +177,7 @@ def _judged(contributions: Contributions, replicas: int, now_s: float) -> Contri
             means, weights = _log_seconds(table, np.empty(0))[reported], weights[reported]
             far = np.abs(means - weighted_median(means, capped_weights(weights))) > MOST_EFFECT
             steps_against[reported[far]] += weights[far]
-    distrusted = tuple(sorted(name for name, row in contributions.rows.items() if steps_against[row] >= SUSPECT_STEPS))
+    distrusted = tuple(sorted(name for name, row in contributions.rows.items() if steps_against[row] >= TELLING_STEPS))
     return contributions if distrusted == contributions.distrusted else replace(contributions, distrusted=distrusted)
 
 
@@ -306,7 +311,7 @@ def _agreeing_acceptance(own: Sequence[AcceptanceEvidence]) -> list[bool]:
     agrees = np.ones(len(own), dtype=bool)
     for position in range(max((len(one.reached) for one in own), default=0)):
         rows, kept = _rows_at(own, position)
-        there = rows >= LEAST_ROWS
+        there = rows >= PRIOR_ROWS
         if there.sum() < LEAST_REPLICAS:
             break
         shares, weights = kept[there] / rows[there], capped_weights(rows[there])

@@ -15,6 +15,9 @@ LEAST_REPLICAS: Final = 3
 """Replicas from which one that is wrong is outvoted."""
 LEAST_STEPS: Final = 1.0
 """Steps that a replica's measurements must weigh until it counts as one that reported: clean ones, or those with catch-up."""
+TELLING_STEPS: Final = 2.0
+"""Clean steps that tell something by themselves, as one cannot, which may have stalled: that a replica is wrong, where so many over
+all cells contradict the others, and whether a K that was tried is worth another look (planners/calibration.py)."""
 OUTLIER_DEVIATIONS: Final = 3.0
 """Median absolute deviations from the median within which a replica's value counts."""
 LEAST_DEVIATION: Final = 0.003

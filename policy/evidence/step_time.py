@@ -17,7 +17,16 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.evidence.cells import STEP_VARIANCE, Cell, CellEvidence, Floats, Table, drift_variance, table_of
+from nightjar.policy.evidence.cells import (
+    PRIOR_CLEAN_STEPS,
+    STEP_VARIANCE,
+    Cell,
+    CellEvidence,
+    Floats,
+    Table,
+    drift_variance,
+    table_of,
+)
 from nightjar.policy.wire.batch_buckets import bucket_range
 
 HINGES_VERIFIED_TOKENS: Final = np.array([0.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0])
@@ -45,8 +54,6 @@ CELL_DEVIATION: Final = 0.02
 """What no neighbour can tell of a cell: graph sizes, padding, tiles."""
 ROWS_OCTAVES: Final = 2.0
 """Distance in doublings of the batch over which cells resemble each other, in step times and in what ceilings keep."""
-PRIOR_NOISE_STEPS: Final = 20.0
-"""Steps that STEP_VARIANCE weighs as much as when the noise of a step is estimated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +162,7 @@ def _measured(
     told = squares > 0
     scatter = np.where(told, np.maximum(squares - steps * mean * mean, 0.0), 0.0).sum()
     degrees = np.where(told, np.maximum(steps - 1.0, 0.0), 0.0).sum()
-    noise = (scatter + PRIOR_NOISE_STEPS * STEP_VARIANCE) / (degrees + PRIOR_NOISE_STEPS)
+    noise = (scatter + PRIOR_CLEAN_STEPS * STEP_VARIANCE) / (degrees + PRIOR_CLEAN_STEPS)
     points = _Points(buckets, sums["rows"] / steps, k.astype(float), sums["context_tokens"] / steps)
     drifted = np.array([drift_variance(now_s - measured_at_s) for measured_at_s in sums["measured_at_s"].tolist()])
     return points, mean, noise / steps + drifted

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from nightjar.policy.evidence.cells import MOSTLY_MIXED, Cell
 from nightjar.policy.evidence.doubt import UNMEASURED
 from nightjar.policy.evidence.goodput import Floats, GoodputModel
-from nightjar.policy.evidence.robust import LEAST_REPLICAS
+from nightjar.policy.evidence.robust import LEAST_REPLICAS, TELLING_STEPS
 from nightjar.policy.planners.base import GroupView
 
 LEAST_IMPROVEMENT: Final = 0.0005
@@ -36,8 +36,6 @@ such K once, though the model thinks little of it: one engine takes twice as lon
 expected the same of one row, where K = 5 gives an eighth more. Steps fade: it takes 1.4 a second there, 12 in such a group."""
 LEAST_CHANCE: Final = 0.5
 """Share of the present goodput that the model must expect of a K that is tried so."""
-SEEN_STEPS: Final = 2.0
-"""Steps from which a K counts as tried: its own measurement says whether it is worth another look."""
 SETTLING_STEPS: Final = 2
 """Steps at the new K that do not count, because the engine still has to settle."""
 
@@ -158,7 +156,7 @@ def _unseen(view: GroupView, model: GoodputModel, bucket: int, planned: int, gai
     if planned == 0 or runs is None or runs.steps < HOME_STEPS * (LEAST_REPLICAS if view.replicas >= LEAST_REPLICAS else 1):
         return []
     tried = {
-        cell.num_speculative_tokens for cell, known in cells.items() if cell.batch_bucket == bucket and known.steps >= SEEN_STEPS
+        cell.num_speculative_tokens for cell, known in cells.items() if cell.batch_bucket == bucket and known.steps >= TELLING_STEPS
     }
     return [
         index

@@ -28,15 +28,15 @@ REMEMBERED_WISHES: Final = 256
 """Wishes whose time is kept: two minutes of them at two reports a second. A lease for an older one is not used."""
 FIRST_HOLD_S: Final = 30.0
 MAX_HOLD_S: Final = 480.0
-"""Time without restarts after a failed probe, catch-up or reload, doubled with each failure in a row."""
-_MAX_DOUBLINGS: Final = 8
+"""Time without restarts after a failed probe, catch-up or reload, doubled with each failure in a row. The first is also that of a
+batch bucket where speculation measured worse than off (guard.py)."""
 
 
 class Order(NamedTuple):
     """What the next step does."""
 
-    num_speculative_tokens: int
-    catch_up_tokens: int
+    num_speculative_tokens: int = 0
+    catch_up_tokens: int = 0
     """Draft tokens to recompute in this step, at most; 0: none."""
 
 
@@ -54,7 +54,7 @@ class MemoryOrder(Enum):
     """Give up the contraction: hand the blocks out again."""
 
 
-OFF: Final = Order(0, 0)
+OFF: Final = Order()
 RUNS: Final = frozenset({DrafterState.ACTIVE, DrafterState.PROBING, DrafterState.CATCHING_UP})
 _ACTIVE: Final = DrafterState.ACTIVE
 _CATCHING_UP: Final = DrafterState.CATCHING_UP
@@ -115,7 +115,7 @@ class DrafterLife:
         self._probe = Probe()
         self._hold_until_s = float("-inf")
         self._held_because = ""
-        self._failures_in_a_row = 0
+        self._next_hold_s = FIRST_HOLD_S
         self._pressure_since_s: float | None = None
         self._free_share = 1.0
         self._moving_since_s: float | None = None
@@ -175,7 +175,7 @@ class DrafterLife:
         they are caught up later without any. `can_draft` is False where no row would be drafted for with `lag_tokens` recomputed.
         """
         if self.state is _IN_SYNC:
-            return Order(proposed, 0)
+            return Order(proposed)
         self._proposed, self._is_steered = proposed, True
         self._can_draft = can_draft or lag_tokens > 0
         if proposed == 0:
@@ -217,7 +217,7 @@ class DrafterLife:
         lag are left without drafts for as long as it holds.
         """
         if self.state is DrafterState.IN_SYNC:
-            return Order(num_speculative_tokens, 0)
+            return Order(num_speculative_tokens)
         self._proposed, self._is_steered = num_speculative_tokens, False
         if self.state in _CAN_RUN:
             self._become(DrafterState.ACTIVE)
@@ -234,7 +234,7 @@ class DrafterLife:
             passed = self._probe.judge(reached[0], accepted[0])
             if passed:
                 self._become(DrafterState.ACTIVE)
-                self._failures_in_a_row = 0
+                self._next_hold_s = FIRST_HOLD_S
             elif passed is False:
                 self._become(DrafterState.DORMANT)
                 self.failed_probes += 1
@@ -315,8 +315,8 @@ class DrafterLife:
 
     def _hold(self, because: str, now_s: float) -> None:
         self._held_because = because
-        self._hold_until_s = now_s + min(FIRST_HOLD_S * 2 ** min(self._failures_in_a_row, _MAX_DOUBLINGS), MAX_HOLD_S)
-        self._failures_in_a_row += 1
+        self._hold_until_s = now_s + self._next_hold_s
+        self._next_hold_s = min(2.0 * self._next_hold_s, MAX_HOLD_S)
 
     def _become(self, state: DrafterState) -> None:
         """The only place where the state changes. Raises ValueError for a change that the table does not hold."""
@@ -347,7 +347,7 @@ class DrafterLife:
             self._probe.begin()
             self.probes += 1
             self._become(DrafterState.PROBING)
-            return Order(proposed, 0)
+            return Order(proposed)
         chunk = self._chunk(lag_tokens)
         if self._has_live_lease(now_s):
             self._catches_up_leased = True

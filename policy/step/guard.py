@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 
+from nightjar.policy.step.drafter import FIRST_HOLD_S
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.settings import OffStep
 
@@ -39,9 +40,8 @@ TRUST_SHARE: Final = 0.05
 been disturbed; for a quarter of an hour where the check before it found the same within 5 %."""
 SECOND_LOOK_S: Final = 120.0
 """A trip takes two checks that find OFF cheaper, no further apart."""
-FIRST_HOLD_S: Final = 30.0
 LONGEST_HOLD_S: Final = 3840.0
-"""A tripped bucket is off for so long, doubled with each trip in a row. The first is also the time that a check may take."""
+"""A tripped bucket is off for FIRST_HOLD_S, doubled with each trip in a row until this. A check may take FIRST_HOLD_S as well."""
 FORGIVEN_S: Final = 1800.0
 """Without a trip for so long since the last hold, the next one is a first one again."""
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nightjar.policy.step.guard import CHECK_STEPS, FIRST_HOLD_S, LONGEST_HOLD_S, OffGuard
+from nightjar.policy.step.drafter import FIRST_HOLD_S
+from nightjar.policy.step.guard import CHECK_STEPS, LONGEST_HOLD_S, OffGuard
 from nightjar.policy.step.steering import Steering
 from nightjar.policy.wire.settings import OffStep, Table, TableRow
 from nightjar.policy.words import in_words
