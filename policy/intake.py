@@ -22,9 +22,9 @@ from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.wire.batch_buckets import batch_bucket
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.record import MAX_NAMED
 from nightjar.policy.wire.report import NO_ENGINE_ID, GroupKey, LoadReport
 
-MAX_GROUPS: Final = 1_000
 MAX_RETIRED_ENGINES: Final = 4
 """Engine ids remembered per replica: a late report of a replaced engine must not count from zero again."""
 MAX_SEGMENT_ID_STEP: Final = 10_000_000
@@ -55,7 +55,7 @@ def observe(state: FleetState, report: LoadReport, now_s: float, settings: Opera
     group_id = known.group_id if known is not None and known.report.group == report.group else report.group.group_id
     groups = state.groups if group_id in state.groups else _with_group(state, group_id, report.group)
     if groups is None:
-        return state, f"group {group_id}: {MAX_GROUPS} groups are tracked already, and no more are taken"
+        return state, f"group {group_id}: {MAX_NAMED} groups are tracked already, and no more are taken"
     is_first = _is_first(known, counters.engine_id)
     present = _heard(known, report, group_id, now_s)
     came_back = present.counted_at_s is None and counters.engine_id in state.departed.get(report.replica_id, ())
@@ -109,7 +109,7 @@ def _outdated(known: ReplicaState, report: LoadReport) -> str:
 def _with_group(state: FleetState, group_id: str, key: GroupKey) -> dict[str, GroupState] | None:
     """The groups with a new one; at the bound the oldest group without replicas makes room, else None."""
     groups = dict(state.groups)
-    if len(groups) >= MAX_GROUPS:
+    if len(groups) >= MAX_NAMED:
         populated = {replica.group_id for replica in state.replicas.values()}
         empty = next((other for other in groups if other not in populated), None)
         if empty is None:

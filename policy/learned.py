@@ -18,10 +18,19 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, mo
 
 from nightjar.policy.evidence.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence.catch_up import CatchUpEvidence
-from nightjar.policy.evidence.cells import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, Cell, CellEvidence, Evidence
+from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
 from nightjar.policy.evidence.counting import MOST_CHUNK_TOKENS, MOST_CONTEXT_TOKENS, require
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
-from nightjar.policy.wire.record import Count, DecayedSum, NumSpeculativeTokens, PositiveSum, Record, SignedSum
+from nightjar.policy.wire.record import (
+    LONGEST_STEP_SECONDS,
+    SHORTEST_STEP_SECONDS,
+    Count,
+    DecayedSum,
+    NumSpeculativeTokens,
+    PositiveSum,
+    Record,
+    SignedSum,
+)
 from nightjar.policy.wire.report import MAX_CELLS, GroupKey
 from nightjar.policy.wire.settings import Table, TableRow
 

@@ -16,19 +16,21 @@ from typing import Final
 from nightjar.policy.evidence.acceptance import GROUP_ROWS, AcceptanceEvidence
 from nightjar.policy.evidence.catch_up import CatchUpEvidence
 from nightjar.policy.evidence.cells import MEASURED_SHARE, CellEvidence
+from nightjar.policy.evidence.doubt import MEASURED_STEPS
+from nightjar.policy.evidence.robust import LEAST_REPLICAS
 from nightjar.policy.exploration import LONGEST_PAUSE_S
 from nightjar.policy.learned import LearnedCell, LearnedGroup, LearnedMixedCell, could_be_measured, could_be_priced
 from nightjar.policy.planners import LEARNING_PLANNERS
 from nightjar.policy.planners.base import GroupPlan
 from nightjar.policy.state import FleetState, GroupState, Imported, ReplicaState, learned
 
-MOST_SEED_STEPS: Final = 24.0
+MOST_SEED_STEPS: Final = LEAST_REPLICAS * MEASURED_STEPS
 """Clean steps that an imported cell, or the imported price of catching up, weighs at most: three measurements of eight, 1 % of a
 step time. Known well enough that a known K is not measured again, and outvoted by a few seconds of work."""
 MOST_SEED_ROWS: Final = GROUP_ROWS
 """Rows that imported acceptance weighs at most at each position: what a group's share weighs in what one replica expects."""
 MAX_SEED_GROUPS: Final = 64
-"""Groups that may wait for their replicas, and that one export holds (INV-8). The latest are kept."""
+"""Groups that may wait for their replicas, and that one export holds, with their vLLM tables (INV-8). The latest are kept."""
 MAX_SEED_CELLS: Final = 10_000
 """Of one export: about 300 bytes each in a file for people."""
 

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from nightjar.cluster.api.operations import ModeRequest, checked, refused
 from nightjar.policy.issuer import Slot
 from nightjar.policy.operator.overrides import (
-    MAX_OVERRIDES,
     ModeOverride,
     check_aims,
     check_pin,
@@ -24,6 +23,7 @@ from nightjar.policy.operator.overrides import (
 )
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.record import MAX_NAMED
 from nightjar.policy.wire.status import OverrideStatus, shown_name
 
 
@@ -55,7 +55,7 @@ def parse_mode_request(values: Mapping[str, object], slots: Mapping[str, Slot], 
 def apply_request(
     overrides: tuple[ModeOverride, ...], request: ModeRequest, now_s: float
 ) -> tuple[tuple[ModeOverride, ...], ModeOverride | None]:
-    """The overrides after the request, and the one it set. Raises OperationError where there would be more than MAX_OVERRIDES."""
+    """The overrides after the request, and the one it set. Raises OperationError where there would be more than MAX_NAMED."""
     if request.mode is None:
         return tuple(held for held in overrides if (held.scope, held.name) != (request.scope, request.name)), None
     before = fleet_override(overrides, now_s) if request.scope == "fleet" else None
@@ -65,8 +65,8 @@ def apply_request(
     }
     override = ModeOverride.model_validate(dict(request) | times)
     changed = set_override(overrides, override)
-    if len(changed) > MAX_OVERRIDES:
-        raise refused(f"name: {request.name!r} would be override {len(changed)}, at most {MAX_OVERRIDES} hold at once")
+    if len(changed) > MAX_NAMED:
+        raise refused(f"name: {request.name!r} would be override {len(changed)}, at most {MAX_NAMED} hold at once")
     return changed, override
 
 

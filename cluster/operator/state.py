@@ -21,10 +21,10 @@ from nightjar.cluster.storage.learned_file import About
 from nightjar.policy.controller import Controller
 from nightjar.policy.operator.canary.trial import Trial, told
 from nightjar.policy.operator.freeze import Freeze, HeldPlan
-from nightjar.policy.operator.overrides import MAX_OVERRIDES, live_overrides
+from nightjar.policy.operator.overrides import live_overrides
 from nightjar.policy.state import FleetState
 from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
-from nightjar.policy.wire.record import MAX_REASON_LENGTH, to_plain
+from nightjar.policy.wire.record import MAX_NAMED, MAX_REASON_LENGTH, to_plain
 from nightjar.policy.wire.status import NO_NEW
 
 log = structlog.get_logger(__name__)
@@ -89,7 +89,7 @@ class OperatorState:
             self._said.update(beginning.said)
             self._keep_beginning(beginning)
         elif not remembered.fleet_id and self._checkpoint.has_read:
-            self._keep_beginning(Beginning(at_s=now_s, said=tuple(sorted(self._said)[:MAX_OVERRIDES])))
+            self._keep_beginning(Beginning(at_s=now_s, said=tuple(sorted(self._said)[:MAX_NAMED])))
 
     def hear(self, place: str, about: About, now_s: float) -> list[str]:
         """Hold what is set by hand at the predecessor, which wrote `about`, in place of what it said before.

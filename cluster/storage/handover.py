@@ -19,8 +19,8 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from nightjar.policy.operator.freeze import Freeze
-from nightjar.policy.operator.overrides import MAX_OVERRIDES, ModeOverride, live_overrides
-from nightjar.policy.wire.record import Reason, Record
+from nightjar.policy.operator.overrides import ModeOverride, live_overrides
+from nightjar.policy.wire.record import MAX_NAMED, Reason, Record
 
 HEED_FOR_S: Final = 7200.0
 """Since a fleet began: how long its predecessor's word is taken. Large models load for half an hour."""
@@ -41,7 +41,7 @@ class ByHand(Record):
     """What is set by hand in a fleet. `service` is `service_of` its cluster; `canary` is the one that runs, in words."""
 
     service: Annotated[str, Field(max_length=512)] = ""
-    overrides: Annotated[tuple[ModeOverride, ...], Field(max_length=MAX_OVERRIDES)] = ()
+    overrides: Annotated[tuple[ModeOverride, ...], Field(max_length=MAX_NAMED)] = ()
     freeze: Freeze | None = None
     canary: Reason = ""
 
@@ -68,7 +68,7 @@ class Beginning(Record):
     at_s: float
     heard: Heard = "nothing"
     fleet_id: Annotated[str, Field(max_length=64)] = ""
-    said: Annotated[tuple[tuple[str, str], ...], Field(max_length=MAX_OVERRIDES + 1)] = ()
+    said: Annotated[tuple[tuple[str, str], ...], Field(max_length=MAX_NAMED + 1)] = ()
 
     def heeds(self, now_s: float) -> bool:
         """Whether a predecessor's word is still taken."""
@@ -76,7 +76,7 @@ class Beginning(Record):
 
     def with_said(self, what: tuple[str, str]) -> Beginning:
         """With what an operator has just set here."""
-        if what in self.said or len(self.said) > MAX_OVERRIDES:
+        if what in self.said or len(self.said) > MAX_NAMED:
             return self
         return self.model_copy(update={"said": (*self.said, what)})
 

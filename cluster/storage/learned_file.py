@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 from nightjar.cluster.storage.handover import ByHand
 from nightjar.policy.learned import LearnedCell, LearnedGroup, LearnedMixedCell, Measurable
 from nightjar.policy.priors import MAX_SEED_GROUPS
-from nightjar.policy.status.stock_table import MAX_TABLES, StockTable
+from nightjar.policy.status.stock_table import StockTable
 from nightjar.policy.wire.batch_buckets import bucket_range
 from nightjar.policy.wire.record import Reason, Record, to_plain
 from nightjar.policy.wire.report import GroupKey
@@ -51,7 +51,7 @@ class About(Record):
     incarnation: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
     groups: Annotated[tuple[Reason, ...], Field(max_length=MAX_SEED_GROUPS)] = ()
     by_hand: ByHand | None = None
-    vllm_tables: Annotated[tuple[StockTable, ...], Field(max_length=MAX_TABLES)] | None = None
+    vllm_tables: Annotated[tuple[StockTable, ...], Field(max_length=MAX_SEED_GROUPS)] | None = None
 
 
 class LearnedFile(Record):

@@ -1,7 +1,7 @@
 """What the policy actor exports: its groups, leases and wishes, and whether it still decides.
 
 `policy_numbers` reads the fleet's state once, the table gives the series of each. Pure. Series are bounded by the
-groups that the policy tracks (policy.intake.MAX_GROUPS); how many replicas report does not matter.
+groups that the policy tracks (policy.wire.record.MAX_NAMED); how many replicas report does not matter.
 """
 
 from __future__ import annotations

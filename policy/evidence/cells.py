@@ -30,9 +30,6 @@ class Cell(NamedTuple):
         return 0.0 if self.prefill else now_s
 
 
-SHORTEST_STEP_SECONDS: Final = 1e-5
-LONGEST_STEP_SECONDS: Final = 600.0
-"""No step of any engine is shorter or longer (INV-10)."""
 MEASURED_SHARE: Final = 0.75
 """Share of `calibration_clean_steps` at which a cell counts as measured: decay and steps cut short must not reopen it."""
 STEP_VARIANCE: Final = 0.05**2

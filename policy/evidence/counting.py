@@ -14,8 +14,9 @@ from typing import Final, NamedTuple
 
 from nightjar.policy.evidence.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence.catch_up import CatchUpEvidence, NewRestarts
-from nightjar.policy.evidence.cells import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, Cell, CellEvidence
+from nightjar.policy.evidence.cells import Cell, CellEvidence
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
+from nightjar.policy.wire.record import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS
 from nightjar.policy.wire.report import CatchUpCounters, CellCounters, Counters, GroupKey
 
 MOST_CONTEXT_TOKENS: Final = 1 << 24
@@ -26,8 +27,8 @@ CLOCK_SLACK_SECONDS: Final = 1.0
 
 MOST_CHUNK_TOKENS: Final = 1 << 20
 """No engine recomputes more in one step, nor computes more of prompts: vLLM's max_num_batched_tokens is a hundred times less."""
-MOST_LOG_SQUARED: Final = max(math.log(SHORTEST_STEP_SECONDS) ** 2, math.log(LONGEST_STEP_SECONDS) ** 2)
-"""Of the logarithm of a step's seconds, squared."""
+MOST_LOG: Final = max(-math.log(SHORTEST_STEP_SECONDS), math.log(LONGEST_STEP_SECONDS))
+"""Of the logarithm of a step's seconds, either way."""
 
 
 class ImplausibleCountersError(ValueError):
@@ -221,7 +222,7 @@ def _evidence(cell: Cell, added: CountedCell, *, is_censored: bool) -> CellEvide
         )
     least = added.log_step_seconds**2 / added.steps
     squares = added.log_step_seconds_squared if added.log_step_seconds_squared >= least else 0.0
-    squares = min(squares, MOST_LOG_SQUARED * added.steps)
+    squares = min(squares, MOST_LOG**2 * added.steps)
     return CellEvidence(
         added.steps,
         added.log_step_seconds,

@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from nightjar.policy.evidence.acceptance import ROWS_PER_INDEPENDENT_ROW, ROWS_PER_REQUEST, AcceptanceEvidence
 from nightjar.policy.evidence.ceilings import EmittedTokens
-from nightjar.policy.evidence.cells import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, Evidence
+from nightjar.policy.evidence.cells import Evidence
 from nightjar.policy.evidence.doubt import DOUBT_DEVIATIONS, measured_ks, told_deviation
 from nightjar.policy.evidence.mixed_steps import charge
 from nightjar.policy.evidence.step_time import StepTimes
-from nightjar.policy.wire.record import MAX_BATCH_SIZE
+from nightjar.policy.wire.record import LONGEST_STEP_SECONDS, MAX_BATCH_SIZE, SHORTEST_STEP_SECONDS
 from nightjar.policy.wire.settings import OffStep
 
 Floats = npt.NDArray[np.float64]

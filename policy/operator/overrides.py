@@ -21,8 +21,6 @@ from nightjar.policy.wire.record import Reason, Record
 from nightjar.policy.wire.report import GroupKey
 from nightjar.policy.wire.status import Scope
 
-MAX_OVERRIDES: Final = 1000
-"""That hold at once."""
 BESIDE_ADAPTIVE: Final = "the settings' auto, which beside vLLM's adaptive verification waits for a mode by hand"
 """Who says that a replica is in shadow where nobody did."""
 _MOST_SPECIFIC_FIRST: Final[tuple[Scope, ...]] = ("replica", "application", "fleet")

@@ -16,9 +16,10 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nightjar.policy.evidence.cells import SHORTEST_STEP_SECONDS, Evidence
+from nightjar.policy.evidence.cells import Evidence
 from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.evidence.waits import Waits
+from nightjar.policy.wire.record import SHORTEST_STEP_SECONDS
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]

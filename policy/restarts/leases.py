@@ -21,9 +21,10 @@ from nightjar.policy.restarts.price import Engine, chunk_tokens, micro_restart_t
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range, buckets_up_to
 from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.record import LONGEST_STEP_SECONDS
 from nightjar.policy.wire.report import RestartWish
 from nightjar.policy.wire.settings import Lease, RestartLimits
-from nightjar.policy.wire.switch_cost import MAX_SWITCH_COST_S, SWITCH_COST_BATCHES, SWITCH_COST_LAGS, SwitchCostRow
+from nightjar.policy.wire.switch_cost import SWITCH_COST_BATCHES, SWITCH_COST_LAGS, SwitchCostRow
 
 FIRST_STEP_SHARE: Final = 0.3
 """The first drafting step after a restart verifies nothing; it takes so much longer than an OFF step (three to five draft
@@ -148,7 +149,7 @@ def switch_costs(catch_up: CatchUpEvidence, plan_goodput: PlanGoodput, settings:
     batches = sorted({min(batch, plan_goodput.max_num_seqs) for batch in SWITCH_COST_BATCHES})
     sized = [(batch, replace(engines[batch_bucket(batch)], decode_rows=batch)) for batch in batches]
     return tuple(
-        (lag, batch, float(f"{min(engine.lost_seconds(lag * batch), MAX_SWITCH_COST_S):.4g}"))
+        (lag, batch, float(f"{min(engine.lost_seconds(lag * batch), LONGEST_STEP_SECONDS):.4g}"))
         for lag in SWITCH_COST_LAGS
         for batch, engine in sized
     )

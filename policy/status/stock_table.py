@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from nightjar.policy.evidence.cells import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, CellEvidence, Evidence, Floats
+from nightjar.policy.evidence.cells import CellEvidence, Evidence, Floats
 from nightjar.policy.evidence.doubt import DOUBT_DEVIATIONS
 from nightjar.policy.evidence.goodput import GoodputModel
 from nightjar.policy.evidence.mixed_steps import mixed_costs
@@ -30,10 +30,11 @@ from nightjar.policy.evidence.step_time import StepTimes, predict_step_times
 from nightjar.policy.planners.base import GroupView, only_k, present_indices
 from nightjar.policy.planners.estimates import Estimate, replan_alone
 from nightjar.policy.planners.fleet import choose
+from nightjar.policy.priors import MAX_SEED_GROUPS
 from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.wire.operator import OperatorSettings
-from nightjar.policy.wire.record import Identifier, Reason, Record
+from nightjar.policy.wire.record import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, Identifier, Reason, Record
 from nightjar.policy.wire.report import DrafterState, SteeringLevel
 from nightjar.policy.wire.settings import TableRow
 from nightjar.policy.words import batch_range
@@ -48,7 +49,6 @@ MOST_DEVIATION: Final = 1.0
 STOCK_OFF_SHARE: Final = 0.4
 """Of what K = 1 adds to a step at the smallest batch: what vLLM's K = 0 adds. It is 0.1 to 0.6 in the seven profiles that ship with
 the simulator (loadtests/simulation/profiles), and changes little with the batch."""
-MAX_TABLES: Final = 64
 
 Indices = npt.NDArray[np.int64]
 SecondsOfBuckets = Mapping[int, float]
@@ -102,7 +102,7 @@ class StockTable(Record):
 def stock_tables(state: FleetState, settings: OperatorSettings, now_s: float) -> tuple[StockTable, ...]:
     """The table of every group, those that stand on most steps first. Half a millisecond each, from values that nobody changes."""
     known = sorted(state.groups.items(), key=lambda item: (-sum(cell.steps for cell in item[1].evidence.cells.values()), item[0]))[
-        :MAX_TABLES
+        :MAX_SEED_GROUPS
     ]
     members: dict[str, list[ReplicaState]] = {group_id: [] for group_id, _ in known}
     for replica in state.replicas.values():

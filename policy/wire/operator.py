@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.record import (
+    MAX_NAMED,
     MAX_NUM_SPECULATIVE_TOKENS,
     NumSpeculativeTokens,
     describe_validation_error,
@@ -36,7 +37,6 @@ ScheduleRow = tuple[int, int, int]
 MaxStepMs = Annotated[float, Field(gt=0.0, le=600_000.0)]
 """Milliseconds that an engine step may take with speculation."""
 ApplicationName = Annotated[str, Field(min_length=1, max_length=256)]
-MAX_NAMED_APPLICATIONS: Final = 1000
 LEAST_PERIODS: Final = 3
 """Periods within which a replica that lives has been heard: fewer without a report are no silence, and after so many everybody runs
 what was decided."""
@@ -84,7 +84,7 @@ class OperatorSettings(BaseModel):
     )
     objective_per_application: Mapping[ApplicationName, Objective] = Field(
         default={},
-        max_length=MAX_NAMED_APPLICATIONS,
+        max_length=MAX_NAMED,
         description="objective of single applications, by name, for example {batch: throughput}. Their replicas go on learning "
         "with their group and run their own plan of what it knows.",
     )
@@ -96,7 +96,7 @@ class OperatorSettings(BaseModel):
     )
     max_step_ms_per_application: Mapping[ApplicationName, MaxStepMs] = Field(
         default={},
-        max_length=MAX_NAMED_APPLICATIONS,
+        max_length=MAX_NAMED,
         description="max_step_ms of single applications, by name, for example {chat: 40}. Their replicas go on learning with their "
         "group and run its plan where it keeps their limit, elsewhere the best K that does. It cannot loosen max_step_ms.",
     )

@@ -21,6 +21,9 @@ MAX_RECORD_BYTES: Final = 1 << 20
 MAX_NUM_SPECULATIVE_TOKENS: Final = 32
 MAX_BATCH_SIZE: Final = 4096
 MAX_REASON_LENGTH: Final = 1024
+MAX_NAMED: Final = 1000
+"""Of what goes by a name one policy keeps so many of each kind: groups, overrides, applications with settings of their own. So its
+memory (INV-8), what it stores, and what people read stay bounded."""
 Identifier = Annotated[str, Field(min_length=1, max_length=256)]
 Reason = Annotated[str, Field(max_length=MAX_REASON_LENGTH)]
 NumSpeculativeTokens = Annotated[int, Field(ge=0, le=MAX_NUM_SPECULATIVE_TOKENS)]
@@ -29,6 +32,9 @@ Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 Seconds = Annotated[float, Field(ge=0.0, le=1e9)]
 _CREDENTIALS: Final = re.compile(r"""(?<![^\s'"])[^\s'":]*:[^\s'"]*@(?!sha\d+:)""")
 """Begins where a word does, so that a long text is looked at once."""
+SHORTEST_STEP_SECONDS: Final = 1e-5
+LONGEST_STEP_SECONDS: Final = 600.0
+"""No step of any engine is shorter or longer (INV-10), nor longer by what brings its drafter back (switch_cost.py)."""
 MOST_SUM: Final = 1e30
 """Of what many reports add up to. Thousands of replicas may add counts of 2^53 each, and what was counted must always be storable:
 the bound only keeps out what would overflow when it is squared."""

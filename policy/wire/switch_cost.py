@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from math import log
 from typing import Final
 
+from nightjar.policy.wire.record import LONGEST_STEP_SECONDS
+
 SwitchCostRow = tuple[int, int, float]
 """Longest lag in tokens, decode batch size, seconds."""
 
 MAX_SWITCH_COST_ROWS: Final = 256
-MAX_SWITCH_COST_S: Final = 600.0
 
 PAPER_SWITCH_COST: Final[tuple[SwitchCostRow, ...]] = ((128, 32, 0.01787), (512, 64, 0.10203))
 """The two points that the paper prints (arXiv 2512.22420, RTX 4090, 7B with a 0.5B drafter); its full table is not public."""
@@ -72,10 +73,10 @@ def check_rows(rows: Sequence[SwitchCostRow]) -> None:
         raise ValueError(f"{len(rows)} rows of switch cost, allowed are at most {MAX_SWITCH_COST_ROWS}")
     seen = set()
     for lag_tokens, batch, seconds in rows:
-        if not (1 <= lag_tokens < 10**9 and 1 <= batch < 10**5 and 0.0 <= seconds <= MAX_SWITCH_COST_S):
+        if not (1 <= lag_tokens < 10**9 and 1 <= batch < 10**5 and 0.0 <= seconds <= LONGEST_STEP_SECONDS):
             raise ValueError(
                 f"switch cost [{lag_tokens}, {batch}, {seconds}]: a row is [longest lag in tokens >= 1 and below 10^9, decode "
-                f"batch size >= 1 and below 10^5, seconds from 0 to {MAX_SWITCH_COST_S:g}]"
+                f"batch size >= 1 and below 10^5, seconds from 0 to {LONGEST_STEP_SECONDS:g}]"
             )
         if (lag_tokens, batch) in seen:
             raise ValueError(f"switch cost: lag {lag_tokens} at batch {batch} is given twice")

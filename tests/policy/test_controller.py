@@ -52,7 +52,7 @@ def uses(source: str) -> list[str]:
         ("import nightjar.policy.decision.fleet as loop\nloop.decide(state)", ["decide"]),
         ("import nightjar.policy.decision.fleet\nnightjar.policy.decision.fleet.decide(state)", ["decide"]),
         ("histogram.observe(3.0)\npolicy.decide(snapshot)\nself.observe(report)", []),
-        ("from nightjar.policy.intake import MAX_GROUPS", []),
+        ("from nightjar.policy.intake import MAX_RETIRED_ENGINES", []),
     ],
 )
 def test_a_use_of_the_two_functions_is_found_by_whatever_name_and_a_namesake_is_none(source: str, found: list[str]) -> None:

@@ -444,7 +444,7 @@ def test_what_only_one_of_three_replicas_measured_serves_all_of_them() -> None:
 def test_inv_8_at_the_bound_of_groups_one_without_replicas_makes_room_and_one_with_them_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(intake, "MAX_GROUPS", 1)
+    monkeypatch.setattr(intake, "MAX_NAMED", 1)
     other = KEY.model_copy(update={"target": "other"})
     state = take([Replica("a").report()])
     _, ignored = observe(state, Replica("b").report(group=other), 1.0, PATIENT)

@@ -9,8 +9,7 @@ from nightjar.cluster.telemetry.metrics import Family
 from nightjar.cluster.telemetry.policy_metrics import POLICY_METRICS
 from nightjar.deployments.agent import ReplicaIdentity
 from nightjar.deployments.metrics import REPLICA_METRICS, common_labels
-from nightjar.policy.intake import MAX_GROUPS
-from nightjar.policy.wire.record import MAX_NUM_SPECULATIVE_TOKENS
+from nightjar.policy.wire.record import MAX_NAMED, MAX_NUM_SPECULATIVE_TOKENS
 from nightjar.policy.wire.report import DrafterState, GroupKey, SteeringLevel
 from tests.reference.markdown import table
 
@@ -90,7 +89,7 @@ def page() -> str:
         most_replica_series=replica_series(MAX_NUM_SPECULATIVE_TOKENS),
         policy_fixed=sum(not family.labels for family in POLICY_METRICS),
         policy_by_group=sum(bool(family.labels) for family in POLICY_METRICS),
-        max_groups=f"{MAX_GROUPS:,}",
+        max_groups=f"{MAX_NAMED:,}",
     )
 
 

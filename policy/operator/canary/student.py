@@ -12,7 +12,6 @@ from typing import Final, Literal
 
 MOST_DEGREES: Final = 200
 """More are counted as so many: the distribution hardly differs any more, and an interval is a little too wide."""
-_FARTHEST: Final = 1e9
 
 Side = Literal["below", "holds", "above"]
 """Where an interval lies, seen from a limit."""
@@ -54,7 +53,7 @@ def deviations(level: float, degrees: int) -> float:
     [6.314, 3.365, 2.042]
     """
     low, high = 0.0, 1.0
-    while upper_tail(high, degrees) > level and high < _FARTHEST:
+    while upper_tail(high, degrees) > level:
         low, high = high, 2.0 * high
     for _ in range(60):
         middle = (low + high) / 2.0

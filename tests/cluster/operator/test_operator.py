@@ -196,7 +196,7 @@ async def test_reset_forgets_what_was_learned_once_and_what_is_kept_stays() -> N
 
 
 async def test_the_number_of_overrides_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overrides, "MAX_OVERRIDES", 2)
+    monkeypatch.setattr(overrides, "MAX_NAMED", 2)
     async with running_service() as service:
         replicas = [Replica(f"r{number}") for number in range(3)]
         await settled(service, *replicas)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.policy.operator.canary.compare import Work, compare, together
+from nightjar.policy.operator.canary.student import deviations, upper_tail
 from nightjar.policy.operator.canary.verdict import (
     BASELINE_BLOCKS,
     LEAST_DEVIATION,
@@ -58,6 +59,11 @@ def test_the_interval_holds_the_ratio_and_is_wider_at_a_lower_level(before: list
     assert wide is not None
     assert narrow is not None
     assert wide.low <= narrow.low <= narrow.ratio <= narrow.high <= wide.high
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 199, 200])
+def test_however_rare_the_level_a_value_is_found_that_exceeds_it_no_more_often(degrees: int) -> None:
+    assert upper_tail(deviations(1e-300, degrees), degrees) <= 1e-300
 
 
 def test_two_numbers_are_needed_on_either_side() -> None:
