@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-slow test-fast test-pure test-all test-long test-upgrade test-chaos soak test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-latency bench-scale bench-shards bench-model bench-engine bench-live bench-load status-times load-trace chart monitoring page clean bench-health locks
+.PHONY: help install models demo test test-slow test-fast test-pure test-all test-long test-upgrade test-chaos soak test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-latency bench-scale bench-shards bench-model bench-engine bench-live bench-load bench-serve status-times load-trace chart monitoring page clean bench-health locks
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -249,6 +249,10 @@ bench-engine: $(INSTALLED) ## OFF, crossover, bursts of long prompts, restarts, 
 
 bench-live: $(INSTALLED) ## the planner on a live system: Ray Serve, two real replicas, requests over HTTP (less than 60 minutes)
 	$(QUIET) $(BIN)/python -m tests.benchmarks.live $(ARGS)
+
+bench-serve: $(INSTALLED) ## nightjar serve beside vllm serve: starts, times at K = 0, a load that crosses (about 20 minutes)
+	$(BIN)/nightjar models build
+	$(QUIET) $(BIN)/python -m tests.benchmarks.serve $(ARGS)
 
 bench-load: $(BENCH_INSTALLED) ## our load generator against vllm bench serve, on a plain vllm serve (about ten minutes)
 	$(QUIET) $(BIN)/python -m tests.benchmarks.load $(ARGS)

@@ -20,7 +20,7 @@ from tests.engine.step_record import StepRecorder
 if TYPE_CHECKING:
     from tests.engine.engine_process import EngineProcess
 
-CHUNK_TOKENS: Final = (1, 7, 64, None)
+CHUNK_TOKENS: Final = (3, 7, 64, None)
 RULES: Final = OffloadRules(free_share_below=0.6, pressure_s=0.0, reload_free_share=0.0)
 OFF_AFTER_STEPS: Final = 5
 BACK_AFTER_STEPS: Final = 24

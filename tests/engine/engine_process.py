@@ -24,14 +24,13 @@ from nightjar.policy.wire.report import EngineSnapshot
 from nightjar.policy.wire.settings import EngineCommand, ExplorationSegment, IssuedSettings, Settings, SettingsVersion
 from nightjar.policy.words import in_words
 from tests.engine.requests import crowded_batch, greedy_batch, mixed_batch, seeded_batch, shared_prefix_batch
+from tests.engine.short_models import DRAFT, TARGET, build_short_models
 
 MAX_NUM_SPECULATIVE_TOKENS: Final = 4
 MAX_NUM_SEQS: Final = 32
 TOGGLED: Final = ("off", "pin=4", "pin=1", "auto", "pin=2", "off", "pin=3")
 TOGGLE_EVERY_STEPS: Final = 3
-TARGET: Final = "smollm2-135m"
-DRAFT: Final = "smollm2-135m-noise08"
-LENDING_KV_BYTES: Final = 160 << 20
+LENDING_KV_BYTES: Final = 44 << 20
 """13 blocks of 128 tokens beside the draft: not enough for 24 requests at once."""
 TABLE: Final = ((1, 4, 4), (5, 12, 2), (13, 24, 0))
 SEGMENT_CLEAN_STEPS: Final = 2
@@ -227,6 +226,7 @@ if __name__ == "__main__":
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     role, output_file = sys.argv[1:]
     build_models(models_folder())
+    build_short_models(models_folder())
     from tests.engine.dormant_scenarios import lending
     from tests.engine.length_limit_scenarios import length_limit, length_limit_reference
     from tests.engine.probe_scenarios import probe

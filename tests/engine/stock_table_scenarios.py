@@ -14,8 +14,9 @@ from nightjar.policy.status.stock_table import StockTable, seconds_run, stock_ta
 from nightjar.policy.wire.batch_buckets import FIRST_BATCH_SIZES, buckets_up_to
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.wire.report import GroupKey
-from tests.engine.engine_process import DRAFT, MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS, EngineProcess
+from tests.engine.engine_process import MAX_NUM_SEQS, MAX_NUM_SPECULATIVE_TOKENS, EngineProcess
 from tests.engine.requests import mixed_batch
+from tests.engine.short_models import DRAFT
 
 
 def learned_table() -> StockTable:

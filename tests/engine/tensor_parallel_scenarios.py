@@ -13,6 +13,7 @@ from typing import Any, Final
 from nightjar.deployments.engine.scheduler.kv_pool import ContractionLimits
 from tests.engine.dormant_scenarios import LendingEngine, off_and_on, offload_and_back
 from tests.engine.requests import mixed_batch
+from tests.engine.short_models import TARGET as TOKENIZER
 from tests.engine.tiny_models import DRAFT, TARGET, build_tiny_models
 
 RANKS: Final = 2
@@ -25,7 +26,6 @@ IMPATIENT: Final = ContractionLimits(reserve_blocks_per_request=0, patience_step
 
 def tensor_parallel(models: Path) -> dict[str, Any]:
     """What plain vLLM answers, and what happened in the scenarios."""
-    from tests.engine.engine_process import TARGET as TOKENIZER
     from tests.engine.engine_process import EngineProcess
 
     with TemporaryDirectory() as folder:

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import shutil
 import signal
 import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,64 +21,28 @@ from nightjar.cluster.api.http_client import HttpClient
 from nightjar.cluster.api.operations import MODE, STATUS, OperationError
 from nightjar.deployments.models import resolve_model
 from nightjar.policy.wire.status import ReplicaStatus
+from tests.benchmarks.serve.servers import OURS, THEIRS, arguments_of, running
 from tests.cluster.dashboards.exported_names import VLLM_OWN_SERIES
 from tests.deployments import serving
-from tests.ports import free_port
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
 
-STARTS_WITHIN_S: Final = 600
 TOKEN: Final = "s3cret"
 PINNED_K: Final = 2
 PROMPTS: Final = ("The capital of France is", "Count to five: one, two,", "def add(a, b):")
-THEIRS: Final = ("tests.benchmarks.load.vllm_command", "serve")
-OURS: Final = ("tests.deployments.plain_vllm.nightjar_command", "serve")
 
 
-@contextlib.contextmanager
-def running(command: Sequence[str], *more: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A server of the small models, once it is ready, and its address. What it printed stands in the failure."""
+def arguments() -> list[str]:
+    """Of a server of the small models."""
     draft = {
         "method": "draft_model",
-        "model": str(resolve_model(serving.DRAFT)),
+        "model": resolve_model(serving.DRAFT),
         "num_speculative_tokens": serving.MAX_NUM_SPECULATIVE_TOKENS,
     }
-    port = free_port()
-    arguments = [str(resolve_model(serving.TARGET)), "--served-model-name", "chat", "--host", "127.0.0.1", "--port", str(port)]
-    arguments += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--max-num-seqs", "4"]
-    arguments += ["--max-num-batched-tokens", "256", "--kv-cache-memory-bytes", "500000000"]
-    arguments += ["--speculative-config", json.dumps(draft), *more]
-    folder = Path(tempfile.mkdtemp(prefix="nj-", dir="/tmp"))  # short: names of sockets must fit 107 bytes
-    environment = os.environ | {
-        "TMPDIR": str(folder),
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_TARGET_DEVICE": "cpu",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-        "NIGHTJAR_API_TOKEN": TOKEN,
-    }
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command, *arguments], stdout=log, stderr=subprocess.STDOUT, env=environment
-        )
-    url = f"http://127.0.0.1:{port}"
-
-    def is_ready() -> bool:
-        assert process.poll() is None, (folder / "log").read_text(errors="replace")[-6000:]
-        with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{url}/health", timeout=5).is_success
-        return False
-
-    try:
-        serving.until(is_ready, within_s=STARTS_WITHIN_S, what="the server is ready")
-        yield process, url
-    finally:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for left in psutil.Process(process.pid).children(recursive=True):
-                left.kill()
-        process.kill()
-        process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+    options = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 4, "max_num_batched_tokens": 256}
+    return arguments_of(
+        resolve_model(serving.TARGET), options | {"kv_cache_memory_bytes": 500_000_000, "speculative_config": draft}
+    )
 
 
 def answers(url: str) -> list[Any]:
@@ -127,12 +84,14 @@ def steps_by_k(replica: ReplicaStatus) -> dict[int, int]:
 
 def test_a_steered_server_is_vllms_own_to_its_clients_and_k_follows_its_operator(tmp_path: Path) -> None:
     serving.need_models(serving.TARGET, serving.DRAFT)
-    with running(THEIRS) as (process, url):
-        expected = answers(url)
-        their_code = interrupted(process)
+    with running(THEIRS, arguments()) as server:
+        expected = answers(server.url)
+        their_code = interrupted(server.process)
 
     state = tmp_path / "state"
-    with running(OURS, "--nightjar-mode", "off", "--nightjar-state", str(state)) as (process, url):
+    ours = [*arguments(), "--nightjar-mode", "off", "--nightjar-state", str(state)]
+    with running(OURS, ours, {"NIGHTJAR_API_TOKEN": TOKEN}) as server:
+        process, url = server.process, server.url
         with HttpClient(url, token=SecretStr(TOKEN)) as client:
             serving.until(lambda: replica_of(client).settings_confirmed, within_s=60, what="the engine runs its settings")
             assert replica_of(client).steering_reason == ""
@@ -152,7 +111,6 @@ def test_a_steered_server_is_vllms_own_to_its_clients_and_k_follows_its_operator
         page = httpx.get(f"{url}/metrics", timeout=30).text
         names = {sample.name for family in text_string_to_metric_families(page) for sample in family.samples}
         assert names >= VLLM_OWN_SERIES | {"nightjar_replica_info", "nightjar_steps_total", "nightjar_policy_decision_age_seconds"}
-        folder = Path(psutil.Process(process.pid).environ()["TMPDIR"])
         assert interrupted(process) == their_code
-        assert [path.name for path in folder.iterdir() if path.name.startswith("nightjar-engine-")] == []
+        assert [path.name for path in server.folder.iterdir() if path.name.startswith("nightjar-engine-")] == []
     assert list(state.glob("policy-v*.overrides")), "what was set by hand is kept for the next start"
