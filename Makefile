@@ -14,7 +14,7 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Replicas and engine tests set up their engines' environment themselves; this only keeps usage statistics at home.
 QUIET := VLLM_NO_USAGE_STATS=1 RAY_USAGE_STATS_ENABLED=0
 
-.PHONY: help install models demo test test-slow test-fast test-pure test-all test-long test-upgrade test-chaos soak test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-latency bench-scale bench-shards bench-model bench-engine bench-live bench-load bench-serve status-times load-trace chart monitoring page clean bench-health locks
+.PHONY: help install models demo test test-slow test-fast test-pure test-all test-long test-upgrade test-chaos soak test-gpu-paths stress-gpu-paths test-vllm test-serve-llm test-serve-llm-gpus test-ids mutants contract lint structure format docs site figures bench-step bench-policy bench-latency bench-scale bench-shards bench-model bench-engine bench-live bench-load bench-serve status-times load-trace chart monitoring page clean bench-health locks
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -70,7 +70,7 @@ test-slow: $(INSTALLED) ## all other Ray clusters and real engines, two of them 
 	$(BIN)/nightjar models build
 	$(QUIET) $(EVEN) $(BIN)/pytest $(SLOW) -m '(engine or ray or command or package or heavy) and not long and not checkout' --ignore=tests/chaos
 
-test-all: $(INSTALLED) test test-slow test-chaos test-gpu-paths test-long ## before a release, with nothing beside it: make test, test-slow, test-chaos, test-gpu-paths, test-long, and test-pure on other Pythons; hours
+test-all: $(INSTALLED) test test-slow test-chaos test-gpu-paths test-serve-llm test-serve-llm-gpus test-long ## before a release, with nothing beside it: all tests, long ones, too, and test-pure on other Pythons; hours
 	$(MAKE) --no-print-directory test-pure PYTHON=python3.12
 	$(MAKE) --no-print-directory test-pure PYTHON=python3.13
 
@@ -112,7 +112,11 @@ SERVE_LLM := .venv-serve-llm
 
 test-serve-llm: $(SERVE_LLM)/.installed ## ray.serve.llm as the host, with the vLLM that it pins, in an environment of its own (about 10 minutes)
 	$(BIN)/nightjar models build
-	$(QUIET) $(EVEN) $(SERVE_LLM)/bin/python $(BIN)/pytest -p no:randomly tests/serve_llm $(ARGS)
+	$(QUIET) $(EVEN) $(SERVE_LLM)/bin/python $(BIN)/pytest -p no:randomly tests/serve_llm --ignore=tests/serve_llm/test_serve_llm_on_gpus.py $(ARGS)
+
+test-serve-llm-gpus: $(SERVE_LLM)/.installed ## the same under vLLM's Ray executor, on devices that Ray gives out of nothing: before a release
+	$(BIN)/nightjar models build
+	$(QUIET) $(EVEN) $(SERVE_LLM)/bin/python $(BIN)/pytest -p no:randomly tests/serve_llm/test_serve_llm_on_gpus.py $(ARGS)
 
 # It lies over the main environment: what both have in the same version is not installed again.
 $(SERVE_LLM)/.installed: $(INSTALLED) tests/serve_llm/requirements.txt

@@ -26,7 +26,7 @@ from rich.table import Table
 ROOT: Final = Path(__file__).parents[1]
 CHECK: Final = ROOT / ".ci/run"
 BY_HAND: Final = "test-all"
-ITS_TESTS: Final = ("test-gpu-paths", "test-long")
+ITS_TESTS: Final = ("test-gpu-paths", "test-serve-llm-gpus", "test-long")
 """What `make test-all` runs beside what `.ci/run` does and the same tests on other Pythons."""
 COLLECT_ONLY: Final = ("--collect-only", "-q", "-n", "0", "-p", "no:randomly")
 NO_TESTS_COLLECTED: Final = 5
