@@ -256,8 +256,16 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
 """By command: what lies in the folder, words that keep it short (FOLDER is where it may write), and what its output must hold."""
 
 
-BEFORE_A_RELEASE: Final = ("make bench-engine", "make bench-live")
-"""Small cases that take minutes all the same, and start real engines that other tests start as well: `make test-all` runs them."""
+BEFORE_A_RELEASE: Final = (
+    "make bench-engine",
+    "make bench-live",
+    "make bench-scale",
+    "make bench-health",
+    "make bench-policy ARGS='--only paper --only paper-offload --seeds 1 --trace AzureLLMInferenceTrace_conv.csv'",
+    "make bench-policy ARGS='--only paper-assumptions'",
+    "make bench-policy ARGS='--only transition'",
+)
+"""Small cases of benches that take minutes beside others, and run what other tests run as well: `make test-all` has them."""
 
 
 def commands(text: str) -> list[str]:
