@@ -74,11 +74,14 @@ def running(
     port = free_port()
     folder = Path(tempfile.mkdtemp(prefix="nj-", dir="/tmp"))  # short: names of sockets must fit 107 bytes
     where = ["--served-model-name", MODEL_ID, "--host", "127.0.0.1", "--port", str(port)]
+    library = Path(sys.prefix) / "lib" / "libiomp5.so"  # as `nightjar serve` loads it by itself
     settings = {
         "TMPDIR": str(folder),
+        **({"LD_PRELOAD": str(library)} if library.is_file() else {}),
         "HF_HUB_OFFLINE": "1",
         "VLLM_TARGET_DEVICE": "cpu",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",  # threads of one engine wait for each other, and stand still where others have the cores
         "VLLM_NO_USAGE_STATS": "1",
     }
     began_s = time.monotonic()
