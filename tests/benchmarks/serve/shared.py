@@ -69,7 +69,10 @@ class PolicyProcess:
         def limit() -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
 
+        settings = self.state.with_suffix(".yaml")
+        settings.write_text("mode: auto\n", encoding="utf-8")  # an engine that starts in shadow is never touched
         command = [sys.executable, "-m", OURS[0], "policy", "--state", str(self.state), "--port", str(self.port)]
+        command += ["--settings", str(settings)]
         self.process = subprocess.Popen(
             command,
             env={**os.environ, EXCHANGE_TOKEN_VARIABLE: words, TOKEN_VARIABLE: WORDS},
