@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from nightjar.cluster.cli import COMMANDS, load_command
+from nightjar.deployments.plain_vllm.server import ADDRESS_VARIABLE, NODE_VARIABLE
 from tests.helm.rendering import ROOT
 from tests.helm.test_core_kinds import KUBERNETES
 
@@ -22,6 +23,11 @@ FOLDER: Final = ROOT / "helm/plain-vllm"
 OURS: Final = {name for option in load_command("serve", COMMANDS["serve"]).params for name in option.opts if name.startswith("--")}
 TOKEN: Final = {"name": "NIGHTJAR_API_TOKEN", "valueFrom": {"secretKeyRef": {"name": "nightjar-api", "key": "token"}}}
 
+PLACE: Final = [
+    {"name": NODE_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+    {"name": ADDRESS_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+]
+"""By which a policy elsewhere knows the server, and counts restarts per node."""
 MODEL_SPEC_KEYS: Final = {
     **dict.fromkeys(("name", "repository", "tag", "modelURL", "requestMemory", "pvcStorage"), str),
     **dict.fromkeys(("replicaCount", "requestCPU", "requestGPU"), int),
@@ -66,7 +72,7 @@ def test_the_pod_is_probed_and_reached_where_vllm_answers_and_writes_ask_for_a_s
         assert container[probe]["httpGet"] == {"path": "/health", "port": port["name"]}
     (service,) = (manifest for manifest in manifests() if manifest["kind"] == "Service")
     assert service["spec"]["ports"] == [{"name": "http", "port": 8000, "targetPort": port["name"]}]
-    assert container["env"] == [TOKEN]
+    assert container["env"] == [TOKEN, *PLACE]
 
 
 def test_what_was_learned_lies_in_a_volume_that_outlives_the_pod() -> None:
@@ -93,7 +99,7 @@ def test_the_values_for_production_stack_have_keys_that_its_chart_takes() -> Non
         (spec["initContainer"], INIT_CONTAINER_KEYS),
     ):
         assert {name: type(value) for name, value in given.items()} == known
-    assert spec["env"] == [TOKEN]
+    assert spec["env"] == [TOKEN, *PLACE]
     assert spec["initContainer"]["image"] == f"{spec['repository']}:{spec['tag']}"
     assert set(ours_of(spec["vllmConfig"]["extraArgs"])) == {"--nightjar-state"}
 

@@ -28,6 +28,7 @@ BENCHES: Final[Mapping[str, str]] = {
     "shards": "what one policy carries, and 10,000 replicas under one, four and sixteen policies",
     "model": "the planner's model of step times against simpler ones",
     "load": "our load generator against vLLM's, on the same requests and a plain vLLM",
+    "serve": "`nightjar serve` beside `vllm serve`, and two of them under one policy that is killed",
     "step": "what the scheduler's hooks add to a step",
 }
 """What each `make bench-NAME` asks, in the order of the page."""
