@@ -254,7 +254,7 @@ bench-engine: $(INSTALLED) ## OFF, crossover, bursts of long prompts, restarts, 
 bench-live: $(INSTALLED) ## the planner on a live system: Ray Serve, two real replicas, requests over HTTP (less than 60 minutes)
 	$(QUIET) $(BIN)/python -m tests.benchmarks.live $(ARGS)
 
-bench-serve: $(INSTALLED) ## nightjar serve beside vllm serve: starts, times at K = 0, a load that crosses (about 20 minutes)
+bench-serve: $(INSTALLED) ## nightjar serve beside vllm serve: starts, times at K = 0, a load that crosses (about 25 minutes)
 	$(BIN)/nightjar models build
 	$(QUIET) $(BIN)/python -m tests.benchmarks.serve $(ARGS)
 
