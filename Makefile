@@ -255,7 +255,6 @@ bench-live: $(INSTALLED) ## the planner on a live system: Ray Serve, two real re
 	$(QUIET) $(BIN)/python -m tests.benchmarks.live $(ARGS)
 
 bench-serve: $(INSTALLED) ## nightjar serve beside vllm serve: starts, times at K = 0, a load that crosses (about 25 minutes)
-	$(BIN)/nightjar models build
 	$(QUIET) $(BIN)/python -m tests.benchmarks.serve $(ARGS)
 
 bench-load: $(BENCH_INSTALLED) ## our load generator against vllm bench serve, on a plain vllm serve (about ten minutes)
