@@ -6,7 +6,7 @@ off       `nightjar serve` with its draft, at K = 0, beside `vllm serve` without
 crossing  `nightjar serve` under auto, cold: a client, then sixteen, then one; K of the engine's steps, failed requests
 shared    two of them under one `nightjar policy` that is killed, refuses them and finds its disk full; failed requests
 
-Ends with exit code 1 if something broke, and with --strict if a bar was missed.
+Every engine runs on one thread. Ends with exit code 1 if something broke, and with --strict if a bar was missed.
 """
 
 from __future__ import annotations

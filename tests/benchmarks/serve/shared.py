@@ -65,10 +65,6 @@ class PolicyProcess:
 
     def start(self, words: str = WORDS, *, is_disk_full: bool = False) -> None:
         """Start it, and wait until it answers. Raises TurnError."""
-
-        def limit() -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
-
         settings = self.state.with_suffix(".yaml")
         settings.write_text("mode: auto\n", encoding="utf-8")  # an engine that starts in shadow is never touched
         command = [sys.executable, "-m", OURS[0], "policy", "--state", str(self.state), "--port", str(self.port)]
@@ -79,8 +75,9 @@ class PolicyProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            preexec_fn=limit if is_disk_full else None,  # noqa: PLW1509 - no thread of ours holds a lock then
         )
+        if is_disk_full:  # before it has begun to run our code
+            resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
         threading.Thread(target=self._listen, args=(self.process,), daemon=True).start()
         with HttpClient(self.url) as client:
             _until(lambda: _answered(lambda: client.call(STATUS)) is not None, "the policy answers")
