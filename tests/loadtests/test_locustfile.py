@@ -33,9 +33,11 @@ SAME_S = 0.001
 ENVIRONMENT = {**os.environ, "OPENAI_API_KEY": "sesame"}
 
 
-def command(*arguments: str) -> list[str]:
-    file = str(ROOT / "loadtests/locustfile.py")
-    return [sys.executable, "-m", "locust", "-f", file, "--headless", "--only-summary", *arguments]
+LOCUSTFILE = ROOT / "loadtests/locustfile.py"
+
+
+def command(*arguments: str, file: Path = LOCUSTFILE, summary: str = "--only-summary") -> list[str]:
+    return [sys.executable, "-m", "locust", "-f", str(file), "--headless", summary, *arguments]
 
 
 def locust(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -101,15 +103,47 @@ def test_more_processes_than_were_announced_are_told_and_nothing_is_sent_twice(s
 
 
 def test_a_process_that_the_master_lost_for_a_while_plays_its_share_once_and_to_its_end(server: FakeServer, tmp_path: Path) -> None:
-    rows_path, regime = tmp_path / "rows.jsonl", "steady:9@=4"
-    arguments = ("--host", server.url, "--regime", regime, *two_processes(), "--rows", str(rows_path))
-    with subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT) as process:
-        wait_for(lambda: rows_path.exists() and rows_path.read_text().count("\n") >= 4)
+    impatient = ROOT / "tests/loadtests/impatient_locustfile.py"
+
+    def lost_for_a_while(process: subprocess.Popen[str]) -> str:
         stopped = psutil.Process(process.pid).children()[0]
         stopped.suspend()
         assert process.stderr is not None
         told = lines_until("failed to send heartbeat", process.stderr)
         stopped.resume()
+        return told
+
+    assert_whole_though(lost_for_a_while, command(*steady(server, tmp_path), file=impatient), tmp_path)
+
+
+def test_all_processes_may_be_silent_for_as_long_as_locust_would_end_the_run_and_no_request_is_cut_off(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    def silent_for_a_while(process: subprocess.Popen[str]) -> str:
+        silent = psutil.Process(process.pid).children()
+        assert len(silent) == 2
+        for one in silent:
+            one.suspend()
+        assert process.stderr is not None
+        told = "".join(lines_until("Aggregated", process.stderr) for _ in range(4))  # by the first process's clock, 2 s each
+        for one in silent:
+            one.resume()
+        return told
+
+    assert_whole_though(silent_for_a_while, command(*steady(server, tmp_path), summary="--print-stats"), tmp_path)
+
+
+def steady(server: FakeServer, folder: Path) -> tuple[str, ...]:
+    return ("--host", server.url, "--regime", "steady:9@=4", *two_processes(), "--rows", str(folder / "rows.jsonl"))
+
+
+def assert_whole_though(happens: Callable[[subprocess.Popen[str]], str], arguments: list[str], folder: Path) -> None:
+    """All requests of `steady` are answered, each once, though that happens when some have been."""
+    rows_path = folder / "rows.jsonl"
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT) as process:
+        wait_for(lambda: rows_path.exists() and rows_path.read_text().count("\n") >= 4)
+        told = happens(process)
+        assert process.stderr is not None
         told += process.stderr.read()
     assert process.returncode == 0, told
     rows = read_rows(rows_path)
