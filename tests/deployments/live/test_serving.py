@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 pytest.importorskip("ray.serve")
@@ -24,7 +23,7 @@ from nightjar.policy.wire.report import DrafterState, SteeringLevel
 from nightjar.policy.wire.status import ReplicaStatus
 from tests.deployments import serving
 
-pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.ray, pytest.mark.engine, pytest.mark.checkout, pytest.mark.filterwarnings("ignore")]
 
 SCHEMA = {
     "type": "object",
@@ -145,7 +144,6 @@ def until_modes_are(modes: set[str]) -> None:
     serving.until(lambda: {str(replica.mode) for replica in both()} == modes, within_s=20, what=f"modes {modes}")
 
 
-@pytest.mark.checkout
 @pytest.mark.parametrize(("mode", "length"), [("off", 0), ("pin=4", 4)])
 def test_output_is_plain_decodings_at_a_fixed_length(
     client: httpx.Client, reference: tuple[dict[str, Any], ...], mode: str, length: int
@@ -275,29 +273,6 @@ def test_changed_user_config_replaces_no_replica_and_switches_at_once(steered: s
     assert serving.replica_pids("chat") == pids
 
 
-def test_killed_replica_leaves_no_engine_behind_and_serve_replaces_it(client: httpx.Client) -> None:
-    serving.set_fleet_mode("pin=4")
-    pids = serving.replica_pids("chat")
-    assert len(pids) == 2
-    known = {replica.replica_id for replica in serving.replicas("chat")}
-    engine = serving.until(lambda: serving.engine_processes_of(min(pids)), within_s=10, what="the engine's processes")
-    assert len(engine) >= 2, "an engine core and its worker"
-    files = serving.files_of(engine)
-    assert files, "or nothing would be left to tidy up"
-    os.kill(min(pids), signal.SIGKILL)
-    _, alive = psutil.wait_procs(engine, timeout=120)
-    assert alive == []
-
-    def replaced() -> bool:
-        return len({replica.replica_id for replica in serving.replicas("chat")} - known) == 1
-
-    serving.until(replaced, within_s=180, what="a report of the replica that takes its place")
-    until_both_are_steered()
-    assert serving.existing(files) == set(), "the replica in its place has tidied up"
-    assert serving.post(client, GREEDY_BODIES[5])["finish_reason"] == "length"
-
-
-@pytest.mark.checkout
 def test_policy_killed_under_load_fails_no_request_and_comes_back_above(client: httpx.Client) -> None:
     """INV-4, INV-5."""
     serving.set_fleet_mode("pin=2")

@@ -149,15 +149,19 @@ def test_policy_killed_between_grant_and_start_lets_one_time_to_live_pass_before
 
 
 def test_replica_killed_with_a_lease_keeps_the_other_waiting_until_that_lease_is_over(client: httpx.Client) -> None:
-    """INV-6. Requests in flight on the killed replica break, as they must; all others succeed."""
+    """INV-6. Requests in flight on the killed replica break, as they must; all others succeed. Nothing of its engine is left."""
     since_s = time.time()
     serving.set_mode("off")
     with endless_requests(client) as endless:
         until_both_are(DrafterState.DORMANT)
         killed, other = (replica.replica_id for replica in both())
         with granted_to_a_stopped_engine(killed, other):
-            cut_off = status_of(killed).load.num_running_reqs
-            os.kill(serving.replica_pid(NAME, killed), signal.SIGKILL)
+            cut_off, pid = status_of(killed).load.num_running_reqs, serving.replica_pid(NAME, killed)
+            engine = serving.engine_processes_of(pid)
+            assert len(engine) >= 2, "an engine core and its worker"
+            files = serving.files_of(engine)
+            assert files, "or nothing would be left to tidy up"
+            os.kill(pid, signal.SIGKILL)
         configure()
 
         def answers_and_drafts() -> bool:
@@ -172,7 +176,10 @@ def test_replica_killed_with_a_lease_keeps_the_other_waiting_until_that_lease_is
     assert {lease.replica_id for lease in granted} == {other}
     assert granted[0].from_s >= lost.from_s + lost.time_to_live_s
     assert_never_two_at_once(entries)
+    _, alive = psutil.wait_procs(engine, timeout=120)
+    assert alive == []
     assert killed not in {replica.replica_id for replica in both()}, "another is in its place"
+    assert serving.existing(files) == set(), "and has tidied up"
     assert serving.post(client, SHORT)["finish_reason"] in {"length", "stop"}
 
 
