@@ -4,7 +4,8 @@ start     both with the same arguments, in turns: seconds until ready, memory of
 off       `nightjar serve` with its draft, at K = 0, beside `vllm serve` without one: both are up, and the same requests go to one
           and then the other
 crossing  `nightjar serve` under auto, cold: a client, then sixteen, then one; K of the engine's steps, failed requests
-shared    two of them under one `nightjar policy` that is killed, refuses them and finds its disk full; failed requests
+shared    two of them under one `nightjar policy`: what one learns at the other; then it is killed, refuses them and finds its disk
+          full; failed requests
 
 Every engine runs on one thread. Ends with exit code 1 if something broke, and with --strict if a bar was missed.
 """
@@ -39,7 +40,7 @@ PAIR: Final = Path("cluster/configs/local-cpu.yaml")
 SECTIONS: Final = ("start", "off", "crossing", "shared")
 ANSWER_TOKENS: Final = 32
 REQUESTS_A_TURN: Final = 2
-ROUNDS: Final = 3
+ROUNDS: Final = 8
 TURNS: Final = 20
 UNSCORED: Final = 2
 PHASE_S: Final = 90.0

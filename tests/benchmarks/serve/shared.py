@@ -1,7 +1,9 @@
-"""Two `nightjar serve` under one `nightjar policy` while clients ask: a mode, a kill, a wrong token, a disk without room.
+"""Two `nightjar serve` under one `nightjar policy` while clients ask: what one learns, a mode, a kill, refusals, a full disk.
 
-Every request of the whole time counts; a failed one misses the bar. A disk without room is a limit on the size of a file, which
-gives the policy the same kind of error at the same calls. What servers and policy said of each event is kept with the rows.
+At first one server alone is asked, under auto and from nothing learned, until the plan drafts; then the other. From there on both
+are asked. Every request of the whole time counts; a failed one misses the bar. A disk without room is a limit on the size of a
+file, which gives the policy the same kind of error at the same calls; another protocol is the policy's, so that to it both agents
+are of another one. What servers and policy said of each event is kept with the rows.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,9 +32,13 @@ from nightjar.loadtests.arms.arm import TurnError
 from nightjar.loadtests.load.openai_stream import ChatResult
 from nightjar.loadtests.simulation.evidence.bars import Bar
 from nightjar.loadtests.simulation.evidence.grid import Grid
-from nightjar.policy.wire.status import ReplicaStatus
+from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.record import PROTOCOL_VERSION
+from nightjar.policy.wire.status import FleetStatus, ReplicaStatus
 from tests.benchmarks.measuring.outcome import Outcome, Tell
+from tests.benchmarks.serve.compared import steps_since
 from tests.benchmarks.serve.servers import OURS, RunningServer, running
+from tests.deployments.plain_vllm.nightjar_command import PROTOCOL_VARIABLE
 from tests.ports import free_port
 
 WORDS: Final = "s3cret"
@@ -41,6 +47,12 @@ SERVERS: Final = 2
 PINNED: Final = (2, 1)
 """K that both are told to run: first, and when the disk is full."""
 WITHIN_S: Final = 240.0
+LOOK_PERIOD_S: Final = 0.2
+REPORT_PERIOD_S: Final = OperatorSettings().exchange_period_s
+LEARNED_STEPS: Final = 20.0
+"""Clean steps at one request and the plan's K from which on it counts as learned."""
+FIRST_REQUESTS: Final = 2
+"""Of the server that learned nothing itself: how many tell what it runs."""
 FILE_BYTES: Final = 512
 """What a file may hold where the disk is full: the mark of who holds the folder, and no state."""
 SAID: Final = re.compile(r"\[(?:warning|error) *\] *(\S+)")
@@ -63,7 +75,7 @@ class PolicyProcess:
         """Where servers and operators find it."""
         return f"http://127.0.0.1:{self.port}"
 
-    def start(self, words: str = WORDS, *, is_disk_full: bool = False) -> None:
+    def start(self, words: str = WORDS, *, is_disk_full: bool = False, protocol: int = PROTOCOL_VERSION) -> None:
         """Start it, and wait until it answers. Raises TurnError."""
         settings = self.state.with_suffix(".yaml")
         settings.write_text("mode: auto\n", encoding="utf-8")  # an engine that starts in shadow is never touched
@@ -71,7 +83,7 @@ class PolicyProcess:
         command += ["--settings", str(settings)]
         self.process = subprocess.Popen(
             command,
-            env={**os.environ, EXCHANGE_TOKEN_VARIABLE: words, TOKEN_VARIABLE: WORDS},
+            env={**os.environ, EXCHANGE_TOKEN_VARIABLE: words, TOKEN_VARIABLE: WORDS, PROTOCOL_VARIABLE: str(protocol)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -101,16 +113,43 @@ def two_servers(arguments: list[str], policy: str) -> Iterator[list[RunningServe
         yield [stack.enter_context(running(OURS, more, {EXCHANGE_TOKEN_VARIABLE: WORDS})) for _ in range(SERVERS)]
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What one server's plan came to at the other, which had not been asked before.
+
+    `delay_s` is from the first look at which the group's plan had `k` at one request to the first at which the other server
+    confirmed the settings in force; `steps_by_k` are its steps for its first requests.
+    """
+
+    k: int
+    learning_s: float
+    delay_s: float
+    steps_by_k: Mapping[int, int]
+
+    @property
+    def share(self) -> float:
+        """Of those steps, that with `k`.
+
+        >>> Learned(5, 40.0, 0.3, {0: 1, 5: 3}).share
+        0.75
+        """
+        return self.steps_by_k.get(self.k, 0) / max(sum(self.steps_by_k.values()), 1)
+
+
 def shared(arguments: list[str], folder: Path, ask: Ask, away_s: float, tell: Tell) -> Outcome:
-    """All events, one after the other, `away_s` long where the policy is away."""
+    """What one learns, then all events, one after the other, `away_s` long where the policy is away."""
     policy, over = PolicyProcess(folder / f"policy-{time.time_ns()}", free_port()), threading.Event()
     took_s: dict[str, float] = {}
     policy.start()
     try:
-        with two_servers(arguments, policy.url) as servers, ThreadPoolExecutor(SERVERS) as pool:
-            asking = [pool.submit(_ask_until, over, ask, server) for server in servers]
+        with two_servers(arguments, policy.url) as (first, second), ThreadPoolExecutor(SERVERS) as pool:
+            asking = [pool.submit(_ask_until, over, ask, first)]
             try:
                 with HttpClient(policy.url, token=SecretStr(WORDS)) as operator:
+                    _until(lambda: _all(operator, lambda one: one.steering_reason == ""), "both report")
+                    learned, results = _learned(operator, second, ask)
+                    tell(f"K={learned.k} learned in {learned.learning_s:.1f} s, at the other after {learned.delay_s:.1f} s")
+                    asking.append(pool.submit(_ask_until, over, ask, second))
                     for name, event in _events(policy, operator, away_s):
                         began_s = time.monotonic()
                         event()
@@ -118,11 +157,40 @@ def shared(arguments: list[str], folder: Path, ask: Ask, away_s: float, tell: Te
                         tell(f"{name}: {took_s[name]:.1f} s")
             finally:
                 over.set()
-            results = [result for one in asking for result in one.result()]
-            said = [_said((server.folder / "log").read_text(errors="replace")) for server in servers]
+            results += [result for one in asking for result in one.result()]
+            said = [_said((server.folder / "log").read_text(errors="replace")) for server in (first, second)]
     finally:
         policy.end(signal.SIGTERM)
-    return _found(results, took_s, {"servers": said, "policy": _said("".join(policy.said))})
+    return _found(learned, results, took_s, {"servers": said, "policy": _said("".join(policy.said))})
+
+
+def _learned(operator: HttpClient, second: RunningServer, ask: Ask) -> tuple[Learned, list[ChatResult]]:
+    """Wait until the plan drafts for one request, then ask the second. Raises TurnError where it does not in time."""
+    port = second.url.rpartition(":")[2]
+
+    def learned_k(status: FleetStatus) -> int:
+        (group,) = status.groups
+        planned = max((row.num_speculative_tokens for row in group.rows if row.first_batch_size == 1), default=0)
+        at_it = (cell for cell in group.cells if (cell.first_batch_size, cell.num_speculative_tokens) == (1, planned))
+        return planned if sum(cell.clean_steps for cell in at_it) >= LEARNED_STEPS else 0
+
+    def of_second(status: FleetStatus) -> ReplicaStatus:
+        (one,) = [replica for replica in status.replicas if replica.replica_id.endswith(f":{port}")]
+        return one
+
+    def steps() -> dict[int, int]:
+        return {total.num_speculative_tokens: total.steps for total in of_second(operator.call(STATUS)).totals}
+
+    began_s, before = time.monotonic(), steps()
+    _until(lambda: learned_k(operator.call(STATUS)) > 0, "the plan drafts for one request, as measured")
+    planned_s = time.monotonic()
+    _until(lambda: of_second(operator.call(STATUS)).settings_confirmed, "the other confirms its settings")
+    delay_s, k = time.monotonic() - planned_s, learned_k(operator.call(STATUS))
+    if steps() != before:
+        raise TurnError("the other server ran steps although nobody asked it")
+    results = [ask(second) for _ in range(FIRST_REQUESTS)]
+    time.sleep(2 * REPORT_PERIOD_S)  # until it has reported its last steps
+    return Learned(k, planned_s - began_s, delay_s, steps_since(steps(), before)), results
 
 
 def _events(policy: PolicyProcess, operator: HttpClient, away_s: float) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -133,10 +201,10 @@ def _events(policy: PolicyProcess, operator: HttpClient, away_s: float) -> Itera
         operator.call(MODE, {"mode": f"pin={k}"})
         both_run(k)
 
-    def away(number: signal.Signals, words: str) -> None:
+    def away(number: signal.Signals, start: Callable[[], None] | None = None) -> None:
         policy.end(number)
-        if words:
-            policy.start(words)
+        if start is not None:
+            start()
         time.sleep(away_s)
 
     def back(k: int, *, is_disk_full: bool = False) -> None:
@@ -146,12 +214,14 @@ def _events(policy: PolicyProcess, operator: HttpClient, away_s: float) -> Itera
         both_run(k)
 
     first, last = PINNED
-    yield "both report", lambda: _until(lambda: _all(operator, lambda one: one.steering_reason == ""), "both report")
+    other = PROTOCOL_VERSION + 1
     yield f"both run K={first} after it was set", lambda: pinned(first)
-    yield "policy killed with -9, away", lambda: away(signal.SIGKILL, "")
+    yield "policy killed with -9, away", lambda: away(signal.SIGKILL)
     yield f"it starts again, both run K={first}", lambda: back(first)
-    yield "it starts with another token", lambda: away(signal.SIGTERM, OTHER_WORDS)
-    yield f"it starts with the token and a full disk, both run K={first}", lambda: back(first, is_disk_full=True)
+    yield "it starts with another token", lambda: away(signal.SIGTERM, lambda: policy.start(OTHER_WORDS))
+    yield f"it starts with the token again, both run K={first}", lambda: back(first)
+    yield "it starts with another protocol", lambda: away(signal.SIGTERM, lambda: policy.start(protocol=other))
+    yield f"it starts with the protocol and a full disk, both run K={first}", lambda: back(first, is_disk_full=True)
     yield f"both run K={last} after it was set", lambda: pinned(last)
 
 
@@ -173,7 +243,7 @@ def _until(holds: Callable[[], bool], what: str) -> None:
     while not holds():
         if time.monotonic() > ends_s:
             raise TurnError(f"{what}: not within {WITHIN_S:.0f} s")
-        time.sleep(0.2)
+        time.sleep(LOOK_PERIOD_S)
 
 
 def _ask_until(over: threading.Event, ask: Ask, server: RunningServer) -> list[ChatResult]:
@@ -191,7 +261,7 @@ def _said(log: str) -> dict[str, int]:
     return found
 
 
-def _found(results: list[ChatResult], took_s: Mapping[str, float], said: Mapping[str, Any]) -> Outcome:
+def _found(learned: Learned, results: list[ChatResult], took_s: Mapping[str, float], said: Mapping[str, Any]) -> Outcome:
     failed = [result.error for result in results if result.error]
     bars = [
         Bar(
@@ -199,11 +269,24 @@ def _found(results: list[ChatResult], took_s: Mapping[str, float], said: Mapping
             meaning="requests to two servers that failed while their policy was killed, refused them and had no room on its disk",
             direction="at most", limit=0.0, value=float(len(failed)), at=f"{len(results)} requests", cells=len(took_s),
         ),
+        Bar(
+            name="learned_elsewhere_s",
+            meaning="seconds from a plan that one server's steps taught until the other, idle, confirms that it has it; a period, "
+            f"and two looks of {LOOK_PERIOD_S:g} s",
+            direction="at most", limit=REPORT_PERIOD_S + 2 * LOOK_PERIOD_S, value=learned.delay_s,
+            at=f"K={learned.k} after {learned.learning_s:.1f} s", cells=1,
+        ),
+        Bar(
+            name="learned_elsewhere_share",
+            meaning="share of the other's first steps that ran the K which it never learned itself",
+            direction="stated", value=learned.share, at=f"{sum(learned.steps_by_k.values())} steps", cells=1,
+        ),
     ]  # fmt: skip
     lines = [[what, f"{seconds:.1f}"] for what, seconds in took_s.items()]
+    told = asdict(learned) | {"steps_by_k": {str(k): steps for k, steps in learned.steps_by_k.items()}, "share": learned.share}
     return Outcome(
         bars=bars,
         tables=[Grid("Two servers under one policy, requests all the while", ("event", "seconds"), lines)],
-        rows={"events": [{"event": what, "seconds": seconds} for what, seconds in took_s.items()]},
+        rows={"events": [{"event": what, "seconds": seconds} for what, seconds in took_s.items()], "learned": [told]},
         facts={"errors": failed[:3], "said": dict(said)},
     )
