@@ -87,7 +87,7 @@ DRAWN = $(shell od -An -N3 -tu4 /dev/urandom | tr -d ' ')
 stress-gpu-paths: $(INSTALLED) ## drafters that were off draft as if they never had been: 1,000 random steps each of a drawn seed, by hand; SEED=NUMBER repeats one
 	$(QUIET) NIGHTJAR_STRESS_STEPS=1000 NIGHTJAR_STRESS_SEED=$(or $(SEED),$(DRAWN)) $(BIN)/pytest -n 2 --dist load --maxschedchunk 1 tests/gpu_paths/test_off_on_v2.py $(ARGS)
 
-test-upgrade: $(INSTALLED) ## two Ray clusters, one takes over from the other under load; two minutes, a part of make test-slow
+test-upgrade: $(INSTALLED) ## two Ray clusters, one takes over from the other under load; two minutes, a part of make test-long
 	$(QUIET) $(EVEN) $(BIN)/pytest -n 0 tests/upgrade $(ARGS)
 
 SEEDS ?= 1 2 3

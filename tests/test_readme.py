@@ -98,7 +98,7 @@ NOT_HERE: Final = {
     "python -m tests.benchmarks.results keep-paper runs/policy/latest": "writes docs/results; tests/benchmarks/test_paper_page.py",
     "make install": "was run before any test",
     "make test-all": "takes hours, and runs this test, too",
-    "make test-upgrade": "its tests are a part of `make test-slow`",
+    "make test-upgrade": "its tests are a part of `make test-long`",
     'make test-chaos SEEDS="4 5"': "`.ci/run` has it with one seed",
     "make soak MINUTES=30": "takes half an hour; its parts are tested in tests/chaos",
     "make test-pure PYTHON=python3.13": "needs another Python; `make test-all` runs it",
@@ -195,7 +195,7 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
     ),
     "nightjar migrate serve.yaml --remove": (a_migrated_file, (), ("import_path: 'ray.serve.llm:build_openai_app'",)),
     "nightjar check serve.yaml": (a_migrated_file, (), ("draft_model",)),
-    "nightjar simulate --quick": (nothing, (), ("nothing is judged",)),
+    "nightjar simulate --quick": (nothing, ("--only", "steady"), ("nothing is judged",)),
     "nightjar simulate --profile my-engine.json --only open-loop": (
         an_engine_profile,
         ("--quick", "--planner", "off"),

@@ -16,12 +16,10 @@ from tests.rig.environment import rig_environment
 
 TIMEOUT_S: Final = 900
 PAIRWISE: Final = (
-    "v1-sync-ngram",
-    "v1-async-mtp",
     "v2-async-draft_model",
     "v2-async-draft_model-lends",
 )
-"""What `make test-slow` runs: each runner, scheduling and drafter, and a draft that lends; V2's heads are in test_off_on_v2.py."""
+"""What `make test-slow` runs: a draft model, and one that lends. V2's head is in test_off_on_v2.py; V1 is what CPU engines run."""
 HEADINGS: Final = (
     "runner",
     "scheduling",

@@ -39,7 +39,7 @@ from tests.upgrade.crowd import Crowd
 from tests.upgrade.forwarder import Forwarder
 from tests.upgrade.served_engine import CLUSTER_VARIABLE, PROFILE
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 NOMINAL = nominal_of(PROFILE)
 READ_TOKEN: Final = "to-read"

@@ -259,6 +259,7 @@ def test_the_operators_commands_show_and_override_what_runs(ray_by_hand: HandSta
     assert "smollm2" in ray_by_hand.shown_in_a_terminal("nightjar watch", until_it_says="smollm2")
 
 
+@pytest.mark.long
 def test_compare_runs_each_arm_at_every_replica_and_puts_back_what_ran_before(ray_by_hand: HandStartedRay) -> None:
     ray_by_hand.deploy("serve deploy cluster/configs/local-cpu.yaml", "smollm2", "nightjar")
     ray_by_hand.succeeds('nightjar mode pin=3 --for 30m --reason "comparing"')

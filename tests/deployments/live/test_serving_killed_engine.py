@@ -78,7 +78,7 @@ def client(cluster: serving.ServeCluster) -> Iterator[httpx.Client]:
         yield http
 
 
-@pytest.mark.parametrize("state", [DrafterState.OFFLOADED, DrafterState.CATCHING_UP])
+@pytest.mark.parametrize("state", [pytest.param(DrafterState.OFFLOADED, marks=pytest.mark.long), DrafterState.CATCHING_UP])
 def test_engine_killed_in_mid_transition_is_replaced_and_leaves_nothing(client: httpx.Client, state: DrafterState) -> None:
     serving.set_fleet_mode("off")
     (known,) = serving.until(lambda: serving.replicas(NAME), within_s=60, what="a report")
