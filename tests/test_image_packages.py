@@ -7,16 +7,9 @@ import pytest
 from tests.image_packages import Base, addition, bases, broken_pins, pins
 
 
-def is_default(base: Base) -> bool:
-    """Whether an image stands on it without an argument. The others before a release: each takes pip minutes."""
-    version = base.requirement.partition("==")[2]
-    return base.target == "ray-llm" or pins()["vllm"] == version
-
-
 @pytest.mark.package
-@pytest.mark.parametrize(
-    "base", [pytest.param(base, id=base.requirement, marks=() if is_default(base) else pytest.mark.long) for base in bases()]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("base", [pytest.param(base, id=base.requirement) for base in bases()])
 def test_ray_and_nightjar_change_no_package_of_a_base_and_what_they_add_is_pinned(base: Base) -> None:
     found = addition(base)
     assert found.changed == {}

@@ -41,6 +41,7 @@ def test_vllms_own_validation_takes_the_table_and_its_lookup_gives_those_k_at_ea
 
 
 @pytest.mark.engine
+@pytest.mark.long
 def test_a_stock_engine_started_with_the_table_drafts_its_k_for_as_many_requests_as_a_step_schedules(run_role: Any) -> None:
     steps = [step for step in run_role("with_table", VLLM_CPU_KVCACHE_SPACE="1")["steps"] if step["requests"]]
     assert [step["num_speculative_tokens"] for step in steps] == [wanted(step["requests"]) for step in steps]
