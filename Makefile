@@ -66,7 +66,7 @@ test: $(INSTALLED) $(HELM) test-fast ## fast tests, and those few slow ones that
 	$(BIN)/nightjar models build
 	$(QUIET) $(EVEN) HELM=$(HELM) $(BIN)/pytest $(SLOW) -m checkout tests/engine tests/deployments tests/helm
 
-test-slow: $(INSTALLED) ## all other Ray clusters and real engines, two of them side by side, and the commands of README and docs: about 40 minutes on two cores
+test-slow: $(INSTALLED) ## other Ray clusters and real engines, two of them side by side, and the commands of README and docs: about 40 minutes on two cores
 	$(BIN)/nightjar models build
 	$(QUIET) $(EVEN) $(BIN)/pytest $(SLOW) -m '(engine or ray or command or package or heavy) and not long and not checkout' --ignore=tests/chaos
 
@@ -74,7 +74,8 @@ test-all: $(INSTALLED) test test-slow test-chaos test-gpu-paths test-serve-llm t
 	$(MAKE) --no-print-directory test-pure PYTHON=python3.12
 	$(MAKE) --no-print-directory test-pure PYTHON=python3.13
 
-test-long: $(INSTALLED) ## the long commands of README and docs, whole
+test-long: $(INSTALLED) ## before a release: tests of minutes, and the long commands of README and docs, whole
+	$(BIN)/nightjar models build
 	$(QUIET) $(EVEN) $(BIN)/pytest -n 0 -m long --ignore=tests/gpu_paths
 
 test-gpu-paths: $(INSTALLED) ## every steered drafter on vLLM's GPU code paths, run on a CPU: runner x scheduling x drafter, as a table
@@ -254,7 +255,7 @@ bench-engine: $(INSTALLED) ## OFF, crossover, bursts of long prompts, restarts, 
 bench-live: $(INSTALLED) ## the planner on a live system: Ray Serve, two real replicas, requests over HTTP (less than 60 minutes)
 	$(QUIET) $(BIN)/python -m tests.benchmarks.live $(ARGS)
 
-bench-serve: $(INSTALLED) ## nightjar serve beside vllm serve: starts, times at K = 0, a load that crosses (about 25 minutes)
+bench-serve: $(INSTALLED) ## nightjar serve beside vllm serve: starts, times at K = 0, a load that crosses, two under one policy (about 35 minutes)
 	$(QUIET) $(BIN)/python -m tests.benchmarks.serve $(ARGS)
 
 bench-load: $(BENCH_INSTALLED) ## our load generator against vllm bench serve, on a plain vllm serve (about ten minutes)

@@ -52,9 +52,9 @@ API_KEY_VARIABLE: Final = "OPENAI_API_KEY"
 FINISHED_MESSAGE: Final = "nightjar-driver-finished"
 SHAPE_GRACE_S: Final = 15.0
 """The shape stops so long after the drivers should have ended by themselves: a worker may be gone, which is a failure."""
-SILENT_HEARTBEATS: Final = 60
-"""Of one a second. Locust ends the whole run, requests in flight with it, when all load processes missed 3: on a busy machine they
-do, and Locust's exit code says nothing of it."""
+SILENT_HEARTBEATS: Final = 30
+"""Of one a second, then a load process counts as lost. Locust's own 3 pass on a busy machine, and where all processes are lost it
+ends the run, requests in flight with it. The price: one that was killed counts as there for as long."""
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +143,7 @@ def cut_off(**_: Any) -> None:
 @events.test_stop.add_listener
 def conclude(environment: Environment, **_: Any) -> None:
     """Write the figures; print them here where Locust's web page goes on, else last of all."""
+    _tell_lost(environment)
     if not isinstance(environment.runner, WorkerRunner) and _Driving.finished:
         summary = _summary(environment)
         if _Driving.folder is not None:
@@ -153,6 +154,15 @@ def conclude(environment: Environment, **_: Any) -> None:
             events.quit.add_listener(lambda **_: _print(summary))
         else:
             _print(summary)
+
+
+def _tell_lost(environment: Environment) -> None:
+    """Locust ends a run whose load processes are all lost, and calls it a success."""
+    expected = _options(environment).expect_workers or 1
+    if isinstance(environment.runner, MasterRunner) and environment.runner.clients.missing and len(_Driving.finished) < expected:
+        told = "%d of %d load processes are lost: what they sent last has no rows"
+        logger.error(told, len(environment.runner.clients.missing), expected)
+        environment.process_exit_code = EXIT_CODE_UNUSABLE
 
 
 def _summary(environment: Environment) -> LoadSummary:

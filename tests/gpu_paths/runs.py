@@ -15,11 +15,11 @@ from tests.gpu_paths.overlay import OVERLAY_VARIABLE
 from tests.rig.environment import rig_environment
 
 TIMEOUT_S: Final = 900
-PAIRWISE: Final = (
+IN_TEST_SLOW: Final = (
     "v2-async-draft_model",
     "v2-async-draft_model-lends",
 )
-"""What `make test-slow` runs: a draft model, and one that lends. V2's head is in test_off_on_v2.py; V1 is what CPU engines run."""
+"""A draft model, and one that lends. V2's head is in test_off_on_v2.py; V1 runs in every CPU engine, synchronous there."""
 HEADINGS: Final = (
     "runner",
     "scheduling",
@@ -85,10 +85,10 @@ class Rig:
         return environment
 
 
-def is_pairwise(combination: Combination) -> bool:
+def is_in_test_slow(combination: Combination) -> bool:
     """Whether `make test-slow` runs it."""
-    assert set(PAIRWISE) <= {each.name for each in (*STEERED, *LENDING)}
-    return combination.name in PAIRWISE
+    assert set(IN_TEST_SLOW) <= {each.name for each in (*STEERED, *LENDING)}
+    return combination.name in IN_TEST_SLOW
 
 
 def row(combination: Combination, verdict: Verdict, seconds: float) -> list[str]:

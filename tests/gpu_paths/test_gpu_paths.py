@@ -1,6 +1,6 @@
 """Every drafter that we steer, on the code paths that a GPU takes (docs/gpu.md): real engines on the rig.
 
-`make test-gpu-paths` runs all and prints the table; `make test-slow` runs a pairwise selection.
+`make test-gpu-paths` runs all and prints the table; `make test-slow` runs two of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nightjar.deployments.drafter_kinds import SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine.start.vllm_versions import V2_OBEYS_K_FROM
 from tests.gpu_paths.engines.combinations import LENDING, SERVED_PLAINLY, STEERED, Combination
 from tests.gpu_paths.overlay import version_under_test
-from tests.gpu_paths.runs import Rig, is_pairwise, row
+from tests.gpu_paths.runs import Rig, is_in_test_slow, row
 
 pytestmark = pytest.mark.engine
 V2_ENDS_WHERE_ITS_DRAFT_DOES_FROM = (0, 33)
@@ -34,7 +34,7 @@ SERVED_PLAINLY_HERE = (*SERVED_PLAINLY, *(each for each in THERE if each not in 
 
 def each(combinations: tuple[Combination, ...]) -> list[object]:
     return [
-        pytest.param(combination, id=combination.name, marks=() if is_pairwise(combination) else pytest.mark.long)
+        pytest.param(combination, id=combination.name, marks=() if is_in_test_slow(combination) else pytest.mark.long)
         for combination in combinations
     ]
 

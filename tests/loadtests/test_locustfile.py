@@ -34,6 +34,7 @@ ENVIRONMENT = {**os.environ, "OPENAI_API_KEY": "sesame"}
 
 
 LOCUSTFILE = ROOT / "loadtests/locustfile.py"
+IMPATIENT = ROOT / "tests/loadtests/impatient_locustfile.py"
 
 
 def command(*arguments: str, file: Path = LOCUSTFILE, summary: str = "--only-summary") -> list[str]:
@@ -103,8 +104,6 @@ def test_more_processes_than_were_announced_are_told_and_nothing_is_sent_twice(s
 
 
 def test_a_process_that_the_master_lost_for_a_while_plays_its_share_once_and_to_its_end(server: FakeServer, tmp_path: Path) -> None:
-    impatient = ROOT / "tests/loadtests/impatient_locustfile.py"
-
     def lost_for_a_while(process: subprocess.Popen[str]) -> str:
         stopped = psutil.Process(process.pid).children()[0]
         stopped.suspend()
@@ -113,7 +112,7 @@ def test_a_process_that_the_master_lost_for_a_while_plays_its_share_once_and_to_
         stopped.resume()
         return told
 
-    assert_whole_though(lost_for_a_while, command(*steady(server, tmp_path), file=impatient), tmp_path)
+    assert_whole_though(lost_for_a_while, command(*steady(server, tmp_path), file=IMPATIENT), tmp_path)
 
 
 def test_all_processes_may_be_silent_for_as_long_as_locust_would_end_the_run_and_no_request_is_cut_off(
@@ -125,12 +124,24 @@ def test_all_processes_may_be_silent_for_as_long_as_locust_would_end_the_run_and
         for one in silent:
             one.suspend()
         assert process.stderr is not None
-        told = "".join(lines_until("Aggregated", process.stderr) for _ in range(4))  # by the first process's clock, 2 s each
+        told = "".join(lines_until("Aggregated", process.stderr) for _ in range(8))  # 2 s each; some may have been said before
         for one in silent:
             one.resume()
         return told
 
     assert_whole_though(silent_for_a_while, command(*steady(server, tmp_path), summary="--print-stats"), tmp_path)
+
+
+def test_a_run_whose_processes_all_died_is_no_success(server: FakeServer, tmp_path: Path) -> None:
+    arguments = command(*steady(server, tmp_path), file=IMPATIENT)
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT) as process:
+        wait_for((tmp_path / "rows.jsonl").exists)
+        for one in psutil.Process(process.pid).children():
+            one.kill()
+        assert process.stderr is not None
+        told = process.stderr.read()
+    assert process.returncode == 2, told
+    assert "2 of 2 load processes are lost" in told
 
 
 def steady(server: FakeServer, folder: Path) -> tuple[str, ...]:

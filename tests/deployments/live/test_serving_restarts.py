@@ -149,7 +149,8 @@ def test_policy_killed_between_grant_and_start_lets_one_time_to_live_pass_before
 
 
 def test_replica_killed_with_a_lease_keeps_the_other_waiting_until_that_lease_is_over(client: httpx.Client) -> None:
-    """INV-6. Requests in flight on the killed replica break, as they must; all others succeed. Nothing of its engine is left."""
+    """INV-6. Requests in flight on the killed replica break, as they must; all others succeed. Nothing is left of its
+    engine, which stood still as its replica died."""
     since_s = time.time()
     serving.set_mode("off")
     with endless_requests(client) as endless:
