@@ -115,10 +115,12 @@ def two_servers(arguments: list[str], policy: str) -> Iterator[list[RunningServe
 class Learned:
     """What one server's plan came to at the other, which had not been asked before.
 
-    `delay_s` is from the first look at which the group's plan drafted for one request, `k` tokens, to the first at which the other
-    server runs newer settings than before; `steps_by_k` are its steps for its first requests, while the plan learns on.
+    `cold_k` is the plan's K for one request from nothing learned. `delay_s` is from the first look at which it was another, `k`, to
+    the first at which the other server runs newer settings; `steps_by_k` are its steps for its first requests, while the plan
+    learns on.
     """
 
+    cold_k: int
     k: int
     learning_s: float
     delay_s: float
@@ -126,12 +128,12 @@ class Learned:
 
     @property
     def share(self) -> float:
-        """Of those steps, those that drafted.
+        """Of those steps, those at another K than that of nothing learned.
 
-        >>> Learned(5, 40.0, 0.3, {0: 1, 2: 1, 5: 2}).share
+        >>> Learned(3, 5, 40.0, 0.3, {3: 1, 2: 1, 5: 2}).share
         0.75
         """
-        return 1.0 - self.steps_by_k.get(0, 0) / max(sum(self.steps_by_k.values()), 1)
+        return 1.0 - self.steps_by_k.get(self.cold_k, 0) / max(sum(self.steps_by_k.values()), 1)
 
 
 def shared(arguments: list[str], folder: Path, ask: Ask, away_s: float, tell: Tell) -> Outcome:
@@ -163,8 +165,8 @@ def shared(arguments: list[str], folder: Path, ask: Ask, away_s: float, tell: Te
 
 
 def _learned(operator: HttpClient, second: RunningServer, ask: Ask) -> tuple[Learned, list[ChatResult]]:
-    """Wait until the plan drafts for one request, as it did not before anybody was asked, and the second has newer settings; then
-    ask the second. Raises TurnError where that does not come in time.
+    """Wait until the plan has another K for one request than before anybody was asked, and the second newer settings; then ask the
+    second. Raises TurnError where that does not come in time.
     """
     port = second.url.rpartition(":")[2]
 
@@ -177,28 +179,26 @@ def _learned(operator: HttpClient, second: RunningServer, ask: Ask) -> tuple[Lea
         return {total.num_speculative_tokens: total.steps for total in other.totals}
 
     began_s = time.monotonic()
-    planned_k, before = look()
-    if planned_k:
-        raise TurnError(f"the plan drafts {planned_k} before anything was measured: nothing can be seen to be learned")
-    known, k, planned_s = before.settings_version, 0, 0.0
+    cold_k, before = look()
+    known, k, planned_s = before.settings_version, cold_k, 0.0
 
     def has_arrived() -> bool:
         nonlocal known, k, planned_s
         planned_k, other = look()
-        if not k and planned_k:
+        if k == cold_k != planned_k:
             k, planned_s = planned_k, time.monotonic()
-        elif not k:
+        elif k == cold_k:
             known = other.settings_version
         version = other.settings_version
-        return k > 0 and version is not None and version.is_newer_than(known)
+        return k != cold_k and version is not None and version.is_newer_than(known)
 
-    _until(has_arrived, "newer settings at the other server, of a plan that drafts for one request")
+    _until(has_arrived, "newer settings at the other server, of a plan that was learned")
     delay_s = time.monotonic() - planned_s
     if steps(look()[1]) != steps(before):
         raise TurnError("the other server ran steps although nobody asked it")
     results = [ask(second) for _ in range(FIRST_REQUESTS)]
     time.sleep(2 * REPORT_PERIOD_S)  # until it has reported its last steps
-    return Learned(k, planned_s - began_s, delay_s, steps_since(steps(look()[1]), steps(before))), results
+    return Learned(cold_k, k, planned_s - began_s, delay_s, steps_since(steps(look()[1]), steps(before))), results
 
 
 def _events(policy: PolicyProcess, operator: HttpClient, away_s: float) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -280,14 +280,14 @@ def _found(learned: Learned, results: list[ChatResult], took_s: Mapping[str, flo
         ),
         Bar(
             name="learned_elsewhere_s",
-            meaning="seconds from the plan's first K above 0, by one server's steps, until the other, idle, runs newer settings; a "
+            meaning="seconds from the plan's first K that one server's steps taught until the other, idle, runs newer settings; a "
             f"period, and two looks of {LOOK_PERIOD_S:g} s",
             direction="at most", limit=REPORT_PERIOD_S + 2 * LOOK_PERIOD_S, value=learned.delay_s,
-            at=f"K={learned.k} after {learned.learning_s:.1f} s", cells=1,
+            at=f"K={learned.k}, {learned.cold_k} from nothing learned, after {learned.learning_s:.1f} s", cells=1,
         ),
         Bar(
             name="learned_elsewhere_share",
-            meaning="share of the other's first steps that drafted, though from nothing learned the plan does not",
+            meaning="share of the other's first steps at another K than that of nothing learned",
             direction="stated", value=learned.share, at=ran, cells=1,
         ),
     ]  # fmt: skip
