@@ -15,11 +15,8 @@ from tests.gpu_paths.overlay import OVERLAY_VARIABLE
 from tests.rig.environment import rig_environment
 
 TIMEOUT_S: Final = 900
-IN_TEST_SLOW: Final = (
-    "v2-async-draft_model",
-    "v2-async-draft_model-lends",
-)
-"""A draft model, and one that lends. V2's head is in test_off_on_v2.py; V1 runs in every CPU engine, synchronous there."""
+IN_TEST_SLOW: Final = ("v2-async-draft_model-lends",)
+"""A draft model, which lends. V2's head is in test_off_on_v2.py; V1 runs in every CPU engine, synchronous there."""
 HEADINGS: Final = (
     "runner",
     "scheduling",

@@ -1,6 +1,6 @@
 """Every drafter that we steer, on the code paths that a GPU takes (docs/gpu.md): real engines on the rig.
 
-`make test-gpu-paths` runs all and prints the table; `make test-slow` runs two of them.
+`make test-gpu-paths` runs all and prints the table; `make test-slow` runs one of them.
 """
 
 from __future__ import annotations

@@ -231,6 +231,7 @@ def test_local_file_serves_on_a_cluster_started_by_hand_and_locust_in_two_proces
     assert failures(rows) == []
 
 
+@pytest.mark.long
 def test_the_operators_commands_show_and_override_what_runs(ray_by_hand: HandStartedRay) -> None:
     ray_by_hand.deploy("serve deploy cluster/configs/local-cpu.yaml", "smollm2", "nightjar")
     assert ray_by_hand.succeeds("nightjar status").count("smollm2") >= 2
