@@ -7,8 +7,8 @@ while to answer the master, so that Locust moved its user away and back, goes on
 `--processes N` and with `--master` / `--worker`; workers on other machines need the files of a trace at the same paths, and write
 rows there.
 Requests show in Locust's statistics as LLM ttft, tpot, e2e and late (milliseconds); exact rows go to `--rows` or below `--runs`.
-Fails within seconds, with one message and exit code 2, where the regime, trace, prompts or host are unusable. Exit code 1
-if a request failed.
+Fails within seconds, with one message and exit code 2, where the regime, trace, prompts or host are unusable. Exit code 2 as
+well where load processes were lost, 1 if a request failed.
 """
 
 from __future__ import annotations

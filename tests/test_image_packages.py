@@ -9,7 +9,7 @@ from tests.image_packages import Base, addition, bases, broken_pins, pins
 
 @pytest.mark.package
 @pytest.mark.long
-@pytest.mark.parametrize("base", [pytest.param(base, id=base.requirement) for base in bases()])
+@pytest.mark.parametrize("base", bases(), ids=lambda base: base.requirement)
 def test_ray_and_nightjar_change_no_package_of_a_base_and_what_they_add_is_pinned(base: Base) -> None:
     found = addition(base)
     assert found.changed == {}

@@ -34,7 +34,6 @@ ENVIRONMENT = {**os.environ, "OPENAI_API_KEY": "sesame"}
 
 
 LOCUSTFILE = ROOT / "loadtests/locustfile.py"
-IMPATIENT = ROOT / "tests/loadtests/impatient_locustfile.py"
 
 
 def command(*arguments: str, file: Path = LOCUSTFILE, summary: str = "--only-summary") -> list[str]:
@@ -112,7 +111,7 @@ def test_a_process_that_the_master_lost_for_a_while_plays_its_share_once_and_to_
         stopped.resume()
         return told
 
-    assert_whole_though(lost_for_a_while, command(*steady(server, tmp_path), file=IMPATIENT), tmp_path)
+    assert_whole_though(lost_for_a_while, command(*steady(server, tmp_path), file=impatient(tmp_path)), tmp_path)
 
 
 def test_all_processes_may_be_silent_for_as_long_as_locust_would_end_the_run_and_no_request_is_cut_off(
@@ -133,7 +132,7 @@ def test_all_processes_may_be_silent_for_as_long_as_locust_would_end_the_run_and
 
 
 def test_a_run_whose_processes_all_died_is_no_success(server: FakeServer, tmp_path: Path) -> None:
-    arguments = command(*steady(server, tmp_path), file=IMPATIENT)
+    arguments = command(*steady(server, tmp_path), file=impatient(tmp_path))
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ENVIRONMENT) as process:
         wait_for((tmp_path / "rows.jsonl").exists)
         for one in psutil.Process(process.pid).children():
@@ -142,6 +141,13 @@ def test_a_run_whose_processes_all_died_is_no_success(server: FakeServer, tmp_pa
         told = process.stderr.read()
     assert process.returncode == 2, told
     assert "2 of 2 load processes are lost" in told
+
+
+def impatient(folder: Path) -> Path:
+    """The same file, whose first process counts a load process as lost as soon as Locust itself would."""
+    file = folder / "locustfile.py"
+    file.write_text("from locust import runners\nfrom nightjar.loadtests.locustfile import *\nrunners.HEARTBEAT_LIVENESS = 3\n")
+    return file
 
 
 def steady(server: FakeServer, folder: Path) -> tuple[str, ...]:
