@@ -2,8 +2,8 @@
 
 At first one server alone is asked, under auto and from nothing learned, until the plan has another K; then the other. From there
 on both are asked. Every request of the whole time counts; a failed one misses the bar. A disk without room is a limit on the size
-of a file, which gives the policy the same kind of error at the same calls; another protocol is the policy's, so that to it both agents
-are of another one. What servers and policy said of each event is kept with the rows.
+of a file, which gives the policy the same kind of error at the same calls; another protocol is the policy's, so that to it
+both agents are of another one. What servers and policy said of each event is kept with the rows.
 """
 
 from __future__ import annotations
