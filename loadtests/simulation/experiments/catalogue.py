@@ -36,7 +36,7 @@ EXPERIMENTS: Final[Mapping[str, Experiment]] = {
 }
 OF_THE_BENCH: Final = (
     "heads", "storm", "drift", "liar", "faulty", "lossy", "uneven", "regret", "paper", "paper-offload", "paper-assumptions",
-    "transition", "adaptive", "context",
+    "transition", "adaptive", "context", "constants",
 )  # fmt: skip
 """They are this project's evidence, and are not in the package."""
 SUITE: Final = Suite(

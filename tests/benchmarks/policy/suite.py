@@ -12,6 +12,7 @@ from nightjar.loadtests.simulation.experiments.catalogue import SUITE as OF_THE_
 from tests.benchmarks.policy import tables
 from tests.benchmarks.policy.bars import adaptive_bars, drift_bars, faulty_bars, liar_bars, lossy_bars, storm_bars
 from tests.benchmarks.policy.experiments.adaptive import ADAPTIVE_VERIFICATION
+from tests.benchmarks.policy.experiments.constants import CHANGED_NUMBERS
 from tests.benchmarks.policy.experiments.context import CONTEXTS
 from tests.benchmarks.policy.experiments.heads import HEADS
 from tests.benchmarks.policy.experiments.paper import PAPER, PAPER_OFFLOAD
@@ -37,6 +38,7 @@ OF_THE_BENCH: Final = (
     CHANGING_FAST,
     ADAPTIVE_VERIFICATION,
     CONTEXTS,
+    CHANGED_NUMBERS,
 )
 
 

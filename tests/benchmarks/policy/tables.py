@@ -8,16 +8,18 @@ from itertools import accumulate
 from statistics import fmean
 from typing import Final
 
+from nightjar.loadtests.arms.statistics import geometric_mean
 from nightjar.loadtests.report.charts import ChartRow
 from nightjar.loadtests.simulation.campaign.contestants import TABLE
-from nightjar.loadtests.simulation.evidence.bar_list import THROUGHPUT
-from nightjar.loadtests.simulation.evidence.cells import GOODPUT, Cells, by_second
+from nightjar.loadtests.simulation.evidence.bar_list import ALL_PARTS, THROUGHPUT
+from nightjar.loadtests.simulation.evidence.cells import GOODPUT, Cells, by_second, ratios
 from nightjar.loadtests.simulation.evidence.grid import Grid, number, ratio, share
 from nightjar.loadtests.simulation.evidence.policy_report import Named, mean_series, panel
 from nightjar.loadtests.simulation.evidence.rows import RunRow
 from nightjar.loadtests.simulation.evidence.tables import variant_grid
 from nightjar.loadtests.simulation.planner_names import FLEET, OFF, ORACLE, ORACLE_BY_BATCH
 from tests.benchmarks.policy.bars import CONTEXT, NEVER_OFF, TRANSITION, adaptive_arms, lowest_ratio
+from tests.benchmarks.policy.experiments.constants import CONSTANTS
 from tests.benchmarks.policy.paper_table import paper_grids
 
 SGLANG_PUBLISHED: Final = 1.03
@@ -39,6 +41,7 @@ def grids(rows: Sequence[RunRow]) -> list[Grid]:
         transition_grid(rows),
         adaptive_grid(rows),
         context_grid(rows),
+        constants_grid(rows),
         variant_grid(rows, "regret", "Learners from a cold start", ("lost_share", "done_s", "tokens_per_s")),
         *paper_grids(rows),
     ]
@@ -187,6 +190,34 @@ def context_grid(rows: Sequence[RunRow]) -> Grid:
         tuple((place, *(ratio(cells.ratio(place, who, ORACLE_BY_BATCH)) for cells, who in columns)) for place in tokens.places()),
         "Tokens per busy engine-second, which tells of users that hold an engine; of an open loop, where all that is asked is "
         "answered, the mean time of a request from end to end tells: below 1 is quicker.",
+    )
+
+
+def constants_grid(rows: Sequence[RunRow]) -> Grid:
+    """The planner with one number changed over the planner as it is, the most that it loses first; unchanged rows at the end."""
+    kept = [row for row in rows if row.kind == CONSTANTS and not row.error]
+    tokens, times = (Cells.of(kept, measure) for measure in (GOODPUT, "e2e_mean_s"))
+    full = f"{FLEET} ({ALL_PARTS})"
+    as_it_is = {(row.place, row.seed): row.measures for row in kept if row.who == full}
+    same: dict[str, int] = {}
+    lines: dict[str, tuple[float, tuple[str, ...]]] = {}
+    for row in kept:
+        same[row.who] = same.get(row.who, 0) + (row.measures == as_it_is.get((row.place, row.seed)))
+    for who in same.keys() - {full}:
+        over, slower = ratios(tokens, who, full), ratios(times, who, full)
+        if over and slower:
+            mean, low = geometric_mean([one.value for one in over]), min(over, key=lambda one: one.value)
+            runs = sum(row.who == who for row in kept)
+            later, at = geometric_mean([one.value for one in slower]), low.at.split(",")[0]
+            name = who.removeprefix(f"{FLEET} (").removesuffix(")")
+            cells = (name, ratio(mean), ratio(low.value), at, ratio(later), f"{same[who]} of {runs}")
+            lines[who] = ((low.value if same[who] < runs else math.inf), cells)
+    return Grid(
+        "Numbers of the planner, halved and doubled",
+        ("number", "tokens/s", "worst", "at", "time of a request", "runs that are the same"),
+        tuple(cells for _, cells in sorted(lines.values())),
+        "Over the planner as it is, same seeds. Learning is part of each run. A run that is the same to the last bit does not "
+        "depend on the number.",
     )
 
 
