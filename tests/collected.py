@@ -1,24 +1,29 @@
 """Which target runs each test, and which tests a change took away: `make test-ids`.
 
 `.ci/run` and `make test-all` call pytest several times, each with markers and folders of its own. A test that none of these calls
-selects never runs, and nothing says so. This asks `make` for the calls, collects each of them, and fails if a test is in none. With
-`--before COMMIT` it also collects that commit's tests and names those that are gone. Fails with pytest's own words where a
-collection fails.
+selects never runs, and nothing says so. This asks `make` for the calls, collects all tests once, and fails if a test is in no call.
+With `--before COMMIT` it also collects that commit's tests and names those that are gone. Fails with pytest's own words where a
+collection fails, and with the option's name where a call selects by what is not known here.
 """
 
 from __future__ import annotations
 
+import argparse
+import ast
+import io
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final
 
+import pytest
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -29,7 +34,31 @@ BY_HAND: Final = "test-all"
 ITS_TESTS: Final = ("test-gpu-paths", "test-serve-llm-gpus", "test-long")
 """What `make test-all` runs beside what `.ci/run` does and the same tests on other Pythons."""
 COLLECT_ONLY: Final = ("--collect-only", "-q", "-n", "0", "-p", "no:randomly")
-NO_TESTS_COLLECTED: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """A test: its id, the file it is in, and the names of its markers."""
+
+    __test__ = False
+
+    id: str
+    path: str
+    markers: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class Seen:
+    """A plugin of pytest that keeps what was collected."""
+
+    tests: list[Test] = field(default_factory=list)
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Called by pytest once all markers are there."""
+        self.tests = [
+            Test(item.nodeid, item.nodeid.partition("::")[0], frozenset(mark.name for mark in item.iter_markers()))
+            for item in session.items
+        ]
 
 
 def pytest_calls(shown: str) -> list[list[str]]:
@@ -64,14 +93,65 @@ def calls_of(targets: Iterable[str]) -> list[list[str]]:
     return calls
 
 
-def collect(arguments: Sequence[str], folder: Path = ROOT) -> set[str]:
-    """Ids of the tests that these arguments of pytest select in a checkout."""
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    command = [sys.executable, "-m", "pytest", *arguments, *COLLECT_ONLY]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode not in {0, NO_TESTS_COLLECTED}:
-        sys.exit(f"{shlex.join(command)}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return {line for line in done.stdout.splitlines() if "::" in line}
+def collected() -> list[Test]:
+    """All tests of this checkout."""
+    seen, shown = Seen(), io.StringIO()
+    with redirect_stdout(shown):
+        code = pytest.main([f"--rootdir={ROOT}", *COLLECT_ONLY, str(ROOT / "tests")], plugins=[seen])
+    if code != pytest.ExitCode.OK:
+        sys.exit(shown.getvalue()[-4000:])
+    return seen.tests
+
+
+def selected(call: Sequence[str], tests: Iterable[Test]) -> set[str]:
+    """Ids of the tests that a call of pytest runs. Exits for an option that is not known here.
+
+    >>> tests = [Test("a/b.py::1", "a/b.py", frozenset({"ray"})), Test("a/c.py::2", "a/c.py"), Test("d.py::3", "d.py")]
+    >>> sorted(selected(["-n", "2", "-m", "not ray", "a"], tests)), sorted(selected(["--ignore=a/c.py"], tests))
+    (['a/c.py::2'], ['a/b.py::1', 'd.py::3'])
+    """
+    options = argparse.ArgumentParser(prog="pytest", allow_abbrev=False)
+    for how_it_runs in ("-n", "-p", "--dist", "--maxschedchunk", "--durations"):
+        options.add_argument(how_it_runs)
+    options.add_argument("--no-loadscope-reorder", action="store_true")
+    options.add_argument("-m", default="")
+    options.add_argument("--ignore", action="append", default=[])
+    options.add_argument("paths", nargs="*")
+    asked = options.parse_args(call)
+    return {
+        test.id
+        for test in tests
+        if (not asked.paths or is_below(test.path, asked.paths))
+        and not is_below(test.path, asked.ignore)
+        and (not asked.m or holds(asked.m, test.markers))
+    }
+
+
+def is_below(path: str, folders: Iterable[str]) -> bool:
+    """Whether a file is one of these, or in one."""
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+
+def holds(expression: str, markers: Collection[str]) -> bool:
+    """Whether an expression of `pytest -m` holds for a test with these markers.
+
+    >>> holds("(engine or ray) and not long", {"ray"}), holds("(engine or ray) and not long", {"ray", "long"})
+    (True, False)
+    """
+
+    def value(node: ast.expr) -> bool:
+        match node:
+            case ast.Name(id=name):
+                return name in markers
+            case ast.UnaryOp(op=ast.Not(), operand=inner):
+                return not value(inner)
+            case ast.BoolOp(op=ast.And(), values=parts):
+                return all(map(value, parts))
+            case ast.BoolOp(op=ast.Or(), values=parts):
+                return any(map(value, parts))
+        sys.exit(f"pytest -m {expression!r}: markers with `and`, `or` and `not` are known here, not {ast.unparse(node)}")
+
+    return value(ast.parse(expression, mode="eval").body)
 
 
 def collect_commit(commit: str) -> set[str]:
@@ -80,7 +160,12 @@ def collect_commit(commit: str) -> set[str]:
         folder = Path(scratch) / "checkout"
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(folder), commit], cwd=ROOT, check=True)
         try:
-            return collect((), folder)
+            environment = {**os.environ, "PYTHONPATH": str(folder)}
+            command = [sys.executable, "-m", "pytest", *COLLECT_ONLY]
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode != pytest.ExitCode.OK:
+                sys.exit(f"{shlex.join(command)} at {commit}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+            return {line for line in done.stdout.splitlines() if "::" in line}
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(folder)], cwd=ROOT, check=True)
 
@@ -100,10 +185,10 @@ def main(
     """Say which tests `.ci/run` and `make test-all` run. Exit code 1 if a test is in neither."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     of_check, of_hand = calls_of(targets_of_check(CHECK.read_text(encoding="utf-8"))), calls_of(ITS_TESTS)
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        all_ids, *found = pool.map(collect, [[], *of_check, *of_hand])
-    in_check = set[str]().union(*found[: len(of_check)])
-    by_hand = set[str]().union(*found[len(of_check) :]) - in_check
+    tests = collected()
+    all_ids = {test.id for test in tests}
+    in_check = set[str]().union(*(selected(call, tests) for call in of_check))
+    by_hand = set[str]().union(*(selected(call, tests) for call in of_hand)) - in_check
     orphans = nowhere(all_ids, {".ci/run": in_check, f"make {BY_HAND}": by_hand})
     table = Table("tests", "number")
     table.add_row("collected", str(len(all_ids)))
