@@ -32,6 +32,7 @@ from tests.benchmarks.latency.bars import (
     LATENCY_COLD,
     LATENCY_PICK,
     MEASURES,
+    TOKENS_FIRST,
     best_pairs,
     latency_bars,
     latency_grid,
@@ -192,6 +193,18 @@ def test_the_oracle_is_the_best_of_what_knows_and_of_the_pairs_that_ran() -> Non
     found = bars(*rows, *better_elsewhere)["e2e_over_oracle_min"]
     assert (found.value, found.verdict) == (0.75, "stated")
     assert latency_grid([pick("pair-3-3"), *rows]).rows[0][-1] == "0.750"
+
+
+def test_the_fleet_under_throughput_stands_beside_the_one_that_is_judged_and_moves_no_bar() -> None:
+    rows = [pick("pair-3-3"), seen("fleet", e2e_mean_s=4.0), seen("pair-3-3", e2e_mean_s=3.0)]
+    other = seen("fleet", e2e_mean_s=6.0, tpot_mean_s=4.5).model_copy(update={"variant": TOKENS_FIRST})
+    table = latency_grid([*rows, other])
+    told = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (told["end to end over throughput's"], told["its later tokens"]) == ("1.500", "0.500")
+    assert bars(*rows, other) == bars(*rows)
+    beside = [run for run in BURSTS_OF_PROMPTS.waves[0](CHOICE, ()) if run.variant == TOKENS_FIRST]
+    assert {run.planner for run in beside} == {"fleet"}
+    assert {(planner := job(run).scenario.planner).operator and planner.operator.objective for run in beside} == {"throughput"}
 
 
 def test_a_whole_run_is_its_bars() -> None:

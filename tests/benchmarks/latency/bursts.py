@@ -30,12 +30,15 @@ from nightjar.loadtests.simulation.profiles import Profile
 from nightjar.loadtests.simulation.service.lengths import Dataset, Lognormal, Mixture, Traffic
 from nightjar.loadtests.simulation.service.results import RunResult
 from nightjar.loadtests.simulation.service.scenario import Scenario
+from nightjar.policy.wire.operator import Objective
 from tests.benchmarks.latency.bars import (
     E2E,
     LATENCY,
     LATENCY_COLD,
+    LATENCY_FIRST,
     LATENCY_PICK,
     REQUEST_SECONDS,
+    TOKENS_FIRST,
     TOOK,
     TPOT,
     TTFT,
@@ -163,8 +166,10 @@ def _waits(choice: Choice, nominal: Nominal, percent: int, carried: float, targe
     return Waits(open_scene(nominal, f"{nominal.dataset.name} {percent}%", regime, 1), burst_s, before, target)
 
 
-def runs(kind: str, choice: Choice, waits: Waits, planners: Iterable[str], seeds: Sequence[int]) -> list[Cell]:
-    """Each planner on each seed. Who learns nothing meets one burst before those that are measured."""
+def runs(
+    kind: str, choice: Choice, waits: Waits, planners: Iterable[str], seeds: Sequence[int], objective: Objective = LATENCY_FIRST
+) -> list[Cell]:
+    """Each planner on each seed, the fleet with an objective. Who learns nothing meets one burst before those that are measured."""
     cells = []
     for planner in dict.fromkeys(planners):
         if not choice.wants(planner):
@@ -179,8 +184,9 @@ def runs(kind: str, choice: Choice, waits: Waits, planners: Iterable[str], seeds
         }
         asked_s = waits.warm_up_s + waits.measured_s - asked_from_s
         for seed in seeds:
-            settings = {"objective": "latency"} if planner == FLEET else None
-            run = cell(kind, waits.scene, Contestant(planner), seed, waiting, settings=settings, **span)
+            settings = {"objective": objective} if planner == FLEET else None
+            variant = "" if objective == LATENCY_FIRST else objective
+            run = cell(kind, waits.scene, Contestant(planner), seed, waiting, variant=variant, settings=settings, **span)
             run = counting(run, waits.target)
             cells.append(replace(run, expected_s=run.expected_s * asked_s / (span["duration_s"] - asked_from_s)))
     return cells
@@ -194,6 +200,7 @@ def _searched(choice: Choice, _rows: Sequence[RunRow]) -> list[Cell]:
         pairs = [pair_name(pure_k, mixed_k) for pure_k in arms for mixed_k in arms]
         cells += runs(LATENCY_PICK, choice, waits, (FLEET, *pairs, *map(oracle_name, arms)), choice.effort.picks)
         cells += runs(LATENCY, choice, waits, (FLEET, ORACLE, OFF), choice.effort.bars)
+        cells += runs(LATENCY, choice, waits, (FLEET,), choice.effort.others, TOKENS_FIRST)
     return cells
 
 
