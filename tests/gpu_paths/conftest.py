@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 import pytest
 from rich.console import Console
 from rich.table import Table
 
+from nightjar.loadtests.report.machine import commit, machine
+from nightjar.loadtests.report.page import markdown_table
 from tests.gpu_paths.engines.combinations import Combination
 from tests.gpu_paths.engines.off_stretch import STRESS_SEED, STRESS_STEPS
+from tests.gpu_paths.overlay import OVERLAY_VARIABLE, name_under_test
 from tests.gpu_paths.runs import HEADINGS, Rig
+
+KEPT: Final = Path("runs/gpu-paths")
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print a row for each engine that ran."""
+    """Print a row for each engine that ran, and write the rows as a page."""
     reports = [*terminalreporter.stats.get("passed", ()), *terminalreporter.stats.get("failed", ())]
     rows = [value for report in reports for name, value in getattr(report, "user_properties", ()) if name == "gpu_path"]
     if not rows:
@@ -56,3 +63,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for line in sorted(rows):
         table.add_row(*line)
     Console(width=160).print(table)
+    if not any(argument.endswith("gpu_paths") for argument in terminalreporter.config.args):
+        return
+    counts = {how: len(terminalreporter.stats.get(how, ())) for how in ("passed", "failed", "error", "skipped")}
+    KEPT.mkdir(parents=True, exist_ok=True)
+    path = KEPT / f"gpu-paths-{name_under_test()}.md"
+    path.write_text(page(sorted(rows), counts), encoding="utf-8")
+    terminalreporter.write_line(f"the table, to keep below docs/results: {path}")
+
+
+def page(rows: Sequence[Sequence[str]], counts: Mapping[str, int]) -> str:
+    """The table as a page of docs/results, with what made it."""
+    told = ", ".join(f"{number} {how}" for how, number in counts.items() if number)
+    facts = machine()
+    command = f"make test-vllm VERSION={name_under_test()}" if OVERLAY_VARIABLE in os.environ else "make test-gpu-paths"
+    made_by = f"Written by `{command}`: {told} ({facts['processor']}, {facts['cores']} cores, commit {commit() or 'unknown'})."
+    head = [f"# vLLM {name_under_test()} on the rig", "", f"{made_by} What the columns mean: [gpu.md](../gpu.md).", ""]
+    return "\n".join([*head, *markdown_table(HEADINGS, rows), ""])

