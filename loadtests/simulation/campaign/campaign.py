@@ -142,7 +142,8 @@ def resumed(folder: Path, facts: RunFacts) -> tuple[RunFacts, tuple[RunRow, ...]
     """A run that is to go on in its folder: its facts, and the rows that need not be made again.
 
     `facts` are those of a run that would begin now. A last line that was cut, and rows of runs that broke off, leave the file.
-    Raises ResumeError, of one line, for a folder that holds no run, and for one of another command, commit or version.
+    Raises ResumeError, of one line, for a folder that holds no run, and for one of another command, commit or version; a file that
+    the command names and that changed since is not noticed.
     """
     rows_path = folder / ROWS
     try:
@@ -155,8 +156,10 @@ def resumed(folder: Path, facts: RunFacts) -> tuple[RunFacts, tuple[RunRow, ...]
         raise ResumeError(f"--resume {folder} holds no run: {SUMMARY}: {describe_validation_error(error)}") from error
     except (OSError, RowsError) as error:
         raise ResumeError(f"--resume {folder} holds no run that can go on: {error}") from error
-    rows_path.unlink()
-    write_rows(rows_path, kept := tuple(row for row in rows if not row.error))
+    kept, fresh = tuple(row for row in rows if not row.error), rows_path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    write_rows(fresh, kept)
+    fresh.replace(rows_path)
     return earlier, kept
 
 
