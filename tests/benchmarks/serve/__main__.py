@@ -1,8 +1,8 @@
 """`make bench-serve`: `nightjar serve` beside `vllm serve` on the demo's pair: starts, requests at K = 0, a load that crosses.
 
 start     both with the same arguments, in turns: seconds until ready, memory of the process that answers
-off       `nightjar serve` with its draft, at K = 0, beside `vllm serve` without one: both are up, and the same requests go to one
-          and then the other
+off       `nightjar serve` with its draft, at K = 0, beside two `vllm serve` without one: all are up, and the same requests go to
+          one after the other
 crossing  `nightjar serve` under auto, cold: a client, then sixteen, then one; K of the engine's steps, failed requests
 shared    two of them under one `nightjar policy`: what one learns at the other; then it is killed, refuses them and finds its disk
           full; failed requests
@@ -98,12 +98,12 @@ def start(run: BenchRun, model: str, options: Mapping[str, Any], rounds: int) ->
 
 
 def off(run: BenchRun, model: str, options: Mapping[str, Any], turns: int) -> Outcome:
-    """Both are up; each turn sends the same requests to both, in a drawn order. UNSCORED turns come before."""
+    """Three are up, two of them plain; each turn sends the same requests to all, in a drawn order. UNSCORED turns come before."""
     plain = arguments_of(model, {name: value for name, value in options.items() if name != SPECULATION})
     ours = [*arguments_of(model, options), "--nightjar-mode", "off", "--nightjar-state", str(run.output.resolve() / "state-off")]
     rng, found = run.rng("off"), []
-    with running(OURS, ours) as steered, running(THEIRS, plain) as stock:
-        servers = {"ours": steered, "theirs": stock}
+    with running(OURS, ours) as steered, running(THEIRS, plain) as stock, running(THEIRS, plain) as again:
+        servers = {"ours": steered, "theirs": stock, "again": again}
         orders = latin_rectangle(tuple(servers), turns, rng)
         cpu_s: dict[str, float] = {}
         began_s = 0.0
@@ -112,10 +112,13 @@ def off(run: BenchRun, model: str, options: Mapping[str, Any], turns: int) -> Ou
                 cpu_s, began_s = {name: server.own_cpu_s() for name, server in servers.items()}, time.monotonic()
             contents = [prompt(rng) for _ in range(REQUESTS_A_TURN)]
             results = {name: asked(servers[name], contents) for name in order}
-            ttft_s = {name: median_of([result.ttft_s for result in these]) for name, these in results.items()}
-            tpot_s = {name: median_of([result.tpot_s for result in these]) for name, these in results.items()}
+            times = {
+                f"{name}_{what}_s": median_of([getattr(result, f"{what}_s") for result in these])
+                for name, these in results.items()
+                for what in ("ttft", "tpot")
+            }
             if number >= UNSCORED:
-                found.append(Turn(ttft_s["ours"], ttft_s["theirs"], tpot_s["ours"], tpot_s["theirs"]))
+                found.append(Turn(**times))
         taken_s = {name: server.own_cpu_s() - cpu_s[name] for name, server in servers.items()}
         run.tell(f"{turns} turns at K = 0")
         return of_turns(found, taken_s, time.monotonic() - began_s, run.seed)

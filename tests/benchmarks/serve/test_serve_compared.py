@@ -21,12 +21,19 @@ def test_a_start_that_takes_more_than_a_tenth_longer_misses_its_bar(ours_s: floa
     assert found["own_memory_added_mib"] == (35.0, "stated")
 
 
-def test_times_at_k_0_are_ours_over_theirs_and_processor_time_a_share_of_a_core() -> None:
-    turns = [Turn(0.2, 0.1, 0.03, 0.03), Turn(0.4, 0.2, 0.06, 0.06)]
-    found = bars(of_turns(turns, {"ours": 3.0, "theirs": 2.0}, 100.0, seed=0))
+def test_times_at_k_0_are_ours_over_both_plain_servers_beside_what_these_two_differ_by() -> None:
+    turns = [Turn(0.4, 0.1, 0.4, 0.03, 0.03, 0.03), Turn(0.8, 0.2, 0.8, 0.06, 0.06, 0.06)]
+    found = bars(of_turns(turns, {"ours": 3.0, "theirs": 2.0, "again": 2.0}, 100.0, seed=0))
     assert {name: value for name, (value, _) in found.items()} == pytest.approx(
-        {"ttft_off_over_plain": 2.0, "tpot_off_over_plain": 1.0, "own_cpu_added_share": 0.01}
+        {
+            "ttft_off_over_plain": 2.0,
+            "ttft_plain_over_plain": 4.0,
+            "tpot_off_over_plain": 1.0,
+            "tpot_plain_over_plain": 1.0,
+            "own_cpu_added_share": 0.01,
+        }
     )
+    assert {verdict for _, verdict in found.values()} == {"stated"}
 
 
 def test_k_that_follows_is_higher_in_quiet_and_a_failed_request_misses_the_bar() -> None:
