@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import os
+import time
 from typing import Final
 
 import pytest
@@ -22,6 +25,10 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+BEGIN_UNTIL: Final = "NIGHTJAR_BEGIN_TESTS_UNTIL"
+"""A Unix time after which no test begins: `.ci/run` gives it to its longest part, which so ends on a slow machine, too."""
+UNTIL: Final = pytest.StashKey[float]()
 
 LONGEST_FIRST: Final = (
     "tests/test_readme.py",
@@ -69,17 +76,38 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
     return ByFileAndMemory(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
-def pytest_configure() -> None:
-    """Keep looptime from opening an event loop that nobody closes.
+def pytest_configure(config: pytest.Config) -> None:
+    """Read BEGIN_UNTIL, and keep looptime from opening an event loop that nobody closes.
 
     It asks for the current loop before every test, synchronous ones, too; where none was ever set, asyncio makes one, and
     its ResourceWarning then fails whichever test runs when it is collected. A loop set to None is an error that it handles.
     """
     asyncio.set_event_loop(None)
+    config.stash[UNTIL] = float(os.environ.get(BEGIN_UNTIL) or "inf")
+    if hasattr(config, "workerinput"):
+        # What a test starts has no such time: a command's own pytest would skip its tests, and the command would fail.
+        os.environ.pop(BEGIN_UNTIL, None)
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the order of tests within a module, and of modules that are not listed."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keeps the order of tests within a module, and of modules that are not listed.
+
+    Where the time may run out, the long modules come last, drawn: many tests are seen each time, and each long one some time.
+    """
+    last = len(LONGEST_FIRST)
     places = {module: place for place, module in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
+    if config.stash[UNTIL] < math.inf:
+        places, last = dict.fromkeys(LONGEST_FIRST, 1), 0
+    items.sort(key=lambda item: places.get(_file(item), last))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what has not begun when the time is over; what has begun goes on to its end."""
+    if time.time() > item.config.stash[UNTIL]:
+        pytest.skip(f"not begun: the time that {BEGIN_UNTIL} gives is over")
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]

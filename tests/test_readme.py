@@ -257,6 +257,8 @@ SMALL_CASES: Final[dict[str, tuple[Callable[[Path], None], tuple[str, ...], tupl
 
 
 BEFORE_A_RELEASE: Final = (
+    "make bench-policy",
+    "make bench-latency",
     "make bench-engine",
     "make bench-live",
     "make bench-scale",
