@@ -34,6 +34,8 @@ LONGEST_FIRST: Final = (
     "tests/test_readme.py",
     "tests/engine/test_dormant_engine.py",
     "tests/deployments/live/test_serving.py",
+    "tests/deployments/plain_vllm/test_serving.py",
+    "tests/engine/test_data_parallel_engine.py",
     "tests/gpu_paths/test_gpu_paths.py",
     "tests/gpu_paths/test_off_on_v2.py",
     "tests/deployments/live/test_serving_killed_engine.py",
@@ -93,13 +95,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keeps the order of tests within a module, and of modules that are not listed.
 
-    Where the time may run out, the long modules come last, drawn: many tests are seen each time, and each long one some time.
+    Where the time may run out all modules stay as pytest-randomly drew them, so that each is seen in some run.
     """
-    last = len(LONGEST_FIRST)
     places = {module: place for place, module in enumerate(LONGEST_FIRST)}
-    if config.stash[UNTIL] < math.inf:
-        places, last = dict.fromkeys(LONGEST_FIRST, 1), 0
-    items.sort(key=lambda item: places.get(_file(item), last))
+    if config.stash[UNTIL] == math.inf:
+        items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -107,7 +107,3 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what has not begun when the time is over; what has begun goes on to its end."""
     if time.time() > item.config.stash[UNTIL]:
         pytest.skip(f"not begun: the time that {BEGIN_UNTIL} gives is over")
-
-
-def _file(item: pytest.Item) -> str:
-    return item.nodeid.partition("::")[0]

@@ -31,7 +31,7 @@ def test_one_worker_takes_all_modules_with_several_engines_and_other_modules_go_
 def suite(tmp_path: Path) -> Path:
     """A long module of the list and a short one, with this project's conftest."""
     (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
-    for module in (LONGEST_FIRST[0], "tests/test_short.py"):
+    for module in (LONGEST_FIRST[0], "tests/test_a.py"):
         (tmp_path / module).parent.mkdir(exist_ok=True)
         (tmp_path / module).write_text(f"import os\ndef test_it(): assert {BEGIN_UNTIL!r} not in os.environ\n")
     return tmp_path
@@ -51,7 +51,7 @@ def test_after_the_time_no_test_begins_and_each_says_so(suite: Path) -> None:
     assert "not begun" in shown
 
 
-def test_before_it_all_run_the_long_modules_last_and_what_they_start_knows_of_no_time(suite: Path) -> None:
+def test_before_it_all_run_in_the_order_that_was_drawn_and_what_they_start_knows_of_no_time(suite: Path) -> None:
     shown = run(suite, "9e9", "-n", "1", "-v")
     assert "2 passed" in shown
-    assert shown.index("PASSED tests/test_short.py") < shown.index(f"PASSED {LONGEST_FIRST[0]}")
+    assert shown.index("PASSED tests/test_a.py") < shown.index(f"PASSED {LONGEST_FIRST[0]}")
