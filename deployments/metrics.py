@@ -136,7 +136,7 @@ REPLICA_METRICS: Final[tuple[Metric[SeenEngine], ...]] = (
     gauge(
         "nightjar_planned_num_speculative_tokens",
         "tokens",
-        "K that the plan gives the last step; in shadow it does not run.",
+        "K chosen for the last step by mode, plan, guard and dwell; in shadow it does not run.",
         _value("snapshot.load.planned_num_speculative_tokens"),
     ),
     gauge(

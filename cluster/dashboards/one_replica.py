@@ -28,10 +28,10 @@ SPECULATION: Final = Row(
     (
         Panel(
             title="K",
-            description="K of the last step, and what the plan gives it; in shadow the plan does not run.",
+            description="K of the last step, and K chosen for it by mode, plan, guard and dwell; in shadow that does not run.",
             queries=(
                 Query(REPLICA.gauge("max", "ray_nightjar_num_speculative_tokens", by="ReplicaId"), "{{ReplicaId}} runs"),
-                Query(REPLICA.gauge("max", "ray_nightjar_planned_num_speculative_tokens", by="ReplicaId"), "{{ReplicaId}} plan"),
+                Query(REPLICA.gauge("max", "ray_nightjar_planned_num_speculative_tokens", by="ReplicaId"), "{{ReplicaId}} chosen"),
             ),
         ),
         Panel(

@@ -36,7 +36,7 @@ ReplicaSettings = Mapping[str, Sequence[IssuedSettings]]
 
 STEPS_UNDER_NEW_SETTINGS: Final = 2
 """So many steps after settings were seen in force, the last step was planned by them: one more than can be in flight."""
-HOLDING_CAUSES: Final = frozenset({Code.DWELL, Code.MIXED, Code.WORSE_THAN_OFF, Code.AGED})
+HOLDING_CAUSES: Final = frozenset({Code.DWELL, Code.MIXED, Code.CHECKING, Code.WORSE_THAN_OFF, Code.AGED})
 """What an engine says when it gives a step a lower K than the plan."""
 STATES_WITHOUT_DRAFTS: Final = frozenset(
     {

@@ -113,6 +113,7 @@ def statements(facts: Facts) -> Iterator[Statement]:
     yield from _settings(facts)
     yield from _guard(facts)
     yield from _measurement(facts)
+    yield from _requests(facts)
     yield from _drafter(facts)
     yield from _last_step(facts)
     yield from _limit(facts)
@@ -201,6 +202,8 @@ def _guard(facts: Facts) -> Iterator[Statement]:
     if held := _held(facts.replica):
         here = batch_bucket(snapshot.load.decode_batch_size) in snapshot.held_buckets
         yield _states("guard", *held, decides=here and bool(_wanted(facts)))
+    if Code.CHECKING in codes(snapshot.causes):
+        yield _states("guard", because(Code.CHECKING), decides=True)
 
 
 def _measurement(facts: Facts) -> Iterator[Statement]:
@@ -208,6 +211,12 @@ def _measurement(facts: Facts) -> Iterator[Statement]:
     if mine:
         decides = Code.SEGMENT in codes(facts.replica.report.snapshot.causes)
         yield _states("measurement", *measuring(mine), because(Code.TO_LEARN), decides=decides)
+
+
+def _requests(facts: Facts) -> Iterator[Statement]:
+    """Clients may ask for fewer drafts than the plan's K, and near an answer's end vLLM can use none."""
+    if asked := tuple(cause for cause in facts.replica.report.snapshot.causes if cause.code == Code.REQUESTS):
+        yield _states("requests", *asked, decides=True)
 
 
 def _drafter(facts: Facts) -> Iterator[Statement]:

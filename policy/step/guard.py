@@ -123,6 +123,10 @@ class OffGuard:
         self._release(watch, now_s)
         return False
 
+    def checks(self, decode_batch_size: int) -> bool:
+        """Whether this batch is off for a check, and not for a trip. Asked where `holds` said yes."""
+        return self._watch_by_batch[min(decode_batch_size, self._max_num_seqs)].is_checking
+
     def held_buckets(self, now_s: float) -> tuple[int, ...]:
         """Batch buckets held off by a confirmed trip."""
         return tuple(

@@ -293,7 +293,7 @@ class Steering:
         pure, mixed = self._k_by_batch[size], self._mixed_k_by_batch[size]
         proposed, cause = (mixed, Code.BESIDE_PREFILL) if prefill_follows and mixed != pure else (pure, Code.PLAN)
         if proposed and self._off_guard.holding and self._off_guard.holds(decode_batch_size, now_s):
-            proposed, cause = 0, Code.WORSE_THAN_OFF
+            proposed, cause = 0, Code.CHECKING if self._off_guard.checks(decode_batch_size) else Code.WORSE_THAN_OFF
         if self._current is None or proposed <= current or current == min(pure, mixed) < proposed:
             return proposed, cause
         held = bound(hold(proposed, current, self._held_steps, dwell_steps), self._allowed)

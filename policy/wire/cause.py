@@ -18,7 +18,8 @@ from nightjar.policy.wire.record import MAX_REASON_LENGTH, MOST_SUM, Identifier,
 class Code(StrEnum):
     """What is so. In brackets the numbers, and what `text` holds; `num_speculative_tokens` is `k` here.
 
-    The first twelve an engine gives for its last step (policy.step.steering), SHADOW before and OWN_MODE after another of them.
+    Those before LAST_STEP an engine gives for its last step (policy.step.steering; REQUESTS, the step loop), SHADOW before and
+    OWN_MODE after another of them.
     Those of restarts up to FROZEN say what a replica's drafter may do (policy.restarts.leases).
     """
 
@@ -30,9 +31,11 @@ class Code(StrEnum):
     LOCAL = "local"
     SEGMENT = "segment"
     WORSE_THAN_OFF = "worse_than_off"
+    CHECKING = "checking"
     DWELL = "dwell"  # in an explanation (dwell_steps)
     BESIDE_PREFILL = "beside_prefill"  # in an explanation (k)
     MIXED = "mixed"
+    REQUESTS = "requests"  # (k): the most that a row of the step takes
     SHADOW = "shadow"
     OWN_MODE = "own_mode"
     LAST_STEP = "last_step"  # what follows is the engine's

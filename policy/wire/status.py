@@ -123,7 +123,7 @@ class GainedStatus(Record):
     It counts since the mode of most of its replicas, or the planner that decides, last changed.
 
     `share` of that time, from `low` to `high` (two deviations; below 0: lost); None where it is not known. `compared_s` of the
-    `busy_s` of its engines are behind it (estimate/gained.py).
+    `busy_s` of its engines are behind it (evidence/gained.py).
     """
 
     num_speculative_tokens: int

@@ -34,6 +34,7 @@ from nightjar.policy.planners.local import StepOutcome
 from nightjar.policy.step.counters import StepCount, StepCounters
 from nightjar.policy.step.drafter import OFF
 from nightjar.policy.step.steering import Steering
+from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.report import DrafterCounters, DrafterState, EngineLoad, EngineSnapshot
 from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
 
@@ -93,6 +94,8 @@ class StepLoop:
         self._previous_output_s: float | None = None
         self._step_microseconds = 0
         self._capped: dict[str, int] = {}
+        self._most_of_requests: int | None = None
+        """The last step's K, where its requests took no more."""
         self._adapters = AdapterCounts()
 
     def adopt(self, issued: IssuedSettings) -> str:
@@ -234,6 +237,7 @@ class StepLoop:
         now_s = self.clock()
         life = None if self.drafting is None else self.drafting.life
         lag_tokens = 0 if self.drafting is None else self.drafting.lag(running)[0]
+        most = self._most_of_requests
         return EngineSnapshot(
             counters=self.counters.snapshot(
                 self._engine_id,
@@ -259,7 +263,7 @@ class StepLoop:
             restart_wish=life.wish(lag_tokens, now_s) if life is not None and load.num_running_reqs else None,
             drafter=self._in_sync if self.drafting is None else self.drafting.counters(lag_tokens, now_s),
             adapters=self._adapters.snapshot(),
-            causes=steering.causes,
+            causes=steering.causes if most is None else (*steering.causes, because(Code.REQUESTS, num_speculative_tokens=most)),
             refused=refused,
             fault=self.fault,
         )
@@ -281,8 +285,9 @@ class StepLoop:
         k, order, recomputed_tokens = scheduler_output.num_spec_tokens_to_schedule, OFF, 0
         if chosen is not None:
             k = min(chosen, self._max_num_speculative_tokens)
-        if self._capped and k:
-            k = min(k, self._most_of_any_row(scheduler_output))
+        self._most_of_requests = None
+        if self._capped and k and (most := self._most_of_any_row(scheduler_output)) < k:
+            k = self._most_of_requests = most
         runs = True
         if self.drafting is not None:
             self.drafting.enter(scheduler_output, requests)
@@ -291,8 +296,10 @@ class StepLoop:
             else:
                 order, recomputed_tokens = self.drafting.order(scheduler_output, requests, k, now_s, is_steered=chosen is not None)
             k, runs = order.num_speculative_tokens, getattr(scheduler_output, WORK_ATTRIBUTE).runs
-        if getattr(scheduler_output, "skip_drafts", False):
-            k = 0  # vLLM 0.33, runner V2: no row can use drafts, so none are proposed. The drafter runs for its KV.
+        if k and getattr(scheduler_output, "skip_drafts", False):
+            k = self._most_of_requests = (
+                0  # vLLM 0.33, runner V2: no row can use drafts, so none are proposed. The drafter runs for its KV.
+            )
         if runs and self._draft_slots is not None and (breach := self._draft_slots.breach(scheduler_output, k)):
             self.draft_slot_breaches += 1
             raise RuntimeError(breach)

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from nightjar.policy.wire.cause import Code
+from nightjar.policy.wire.report import DrafterState, EngineLoad
 from nightjar.policy.wire.settings import SettingsVersion
 from tests.policy.step.steering_settings import settings
 
@@ -159,20 +161,48 @@ def test_an_error_of_ours_is_a_fault_and_not_the_engines_end(what: str) -> None:
     assert loop.fault == f"{what}: RuntimeError: a mistake of ours"
 
 
-@pytest.mark.parametrize(("skips", "length"), [(None, 5), (False, 5), (True, 0)])
-def test_a_step_whose_drafts_vllm_skips_counts_as_one_without(skips: bool | None, length: int) -> None:
-    loop = make_loop()
-    loop.adopt(settings(mode="pin=5"))
-    output = SimpleNamespace(
+def decoding(**more: Any) -> Any:
+    """A step of one row, "a", that decodes."""
+    return SimpleNamespace(
         num_scheduled_tokens={"a": 1},
         total_num_scheduled_tokens=1,
         scheduled_new_reqs=[],
         scheduled_cached_reqs=SimpleNamespace(req_ids=["a"], resumed_req_ids=set()),
         scheduled_spec_decode_tokens={},
         num_spec_tokens_to_schedule=5,
-        **({} if skips is None else {"skip_drafts": skips}),
+        **more,
     )
-    row = SimpleNamespace(is_prefill_chunk=False, num_computed_tokens=9, num_tokens=10, use_structured_output=False)
-    loop.before_step(output, {"a": row}, loop.sleeps(1, 0))
+
+
+def row() -> Any:
+    return SimpleNamespace(is_prefill_chunk=False, num_computed_tokens=9, num_tokens=10, use_structured_output=False)
+
+
+def causes_of(loop: StepLoop) -> dict[str, dict[str, int | float]]:
+    """What the engine would say of its last step, with the numbers."""
+    said = loop.snapshot(EngineLoad(), DrafterState.IN_SYNC, (), "").causes
+    return {cause.code: cause.numbers for cause in said}
+
+
+@pytest.mark.parametrize(("skips", "length"), [(None, 5), (False, 5), (True, 0)])
+def test_a_step_whose_drafts_vllm_skips_counts_as_one_without(skips: bool | None, length: int) -> None:
+    loop = make_loop()
+    loop.adopt(settings(mode="pin=5"))
+    output = decoding(**({} if skips is None else {"skip_drafts": skips}))
+    loop.before_step(output, {"a": row()}, loop.sleeps(1, 0))
     assert loop.fault == ""
     assert output.num_spec_tokens_to_schedule == getattr(output, NOTE_ATTRIBUTE).num_speculative_tokens == length
+    assert (Code.REQUESTS in causes_of(loop)) == bool(skips)
+
+
+@pytest.mark.parametrize("most_drafts", [0, 2])
+def test_a_k_that_clients_lowered_is_said_to_be_theirs_until_a_step_that_takes_all(most_drafts: int) -> None:
+    loop = make_loop()
+    loop.adopt(settings(mode="pin=5"))
+    loop.add_request(request("a"), most_drafts)
+    loop.before_step(output := decoding(), {"a": row()}, loop.sleeps(1, 0))
+    assert output.num_spec_tokens_to_schedule == most_drafts
+    assert causes_of(loop) == {Code.PIN: {}, Code.REQUESTS: {"num_speculative_tokens": most_drafts}}
+    loop.leave(request("a", is_finished=True))
+    loop.before_step(decoding(), {"a": row()}, loop.sleeps(1, 0))
+    assert causes_of(loop) == {Code.PIN: {}}

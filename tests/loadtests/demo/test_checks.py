@@ -100,7 +100,11 @@ def test_a_batch_takes_the_row_that_covers_it_the_first_below_all_and_off_above_
 
 @pytest.mark.parametrize("cause", list(Code))
 def test_a_length_that_dwell_prefill_or_guard_lowered_is_held(cause: Code) -> None:
-    expected = Explanation.HELD if cause in {Code.DWELL, Code.MIXED, Code.WORSE_THAN_OFF, Code.AGED} else Explanation.UNEXPLAINED
+    expected = (
+        Explanation.HELD
+        if cause in {Code.DWELL, Code.MIXED, Code.CHECKING, Code.WORSE_THAN_OFF, Code.AGED}
+        else Explanation.UNEXPLAINED
+    )
     for length in (0, 1):
         assert explain(status(2, length, cause=cause), [settings(1)]) is expected
 

@@ -121,6 +121,16 @@ def test_a_local_mode_of_auto_leaves_the_answer_to_the_plan_also_under_an_overri
         ({"load": load(planned=0), "held_buckets": (3,)}, "guard", "the guard holds batch 4-5 off"),
         ({"load": load(), "causes": (because(Code.DWELL),)}, "dwell", "until the present K was held for 4 steps"),
         ({"load": load(), "causes": (because(Code.MIXED),)}, "prefill", "such steps never raise an engine's own K"),
+        ({"load": load(), "causes": (because(Code.CHECKING),)}, "guard", "checks by some steps at K=0"),
+        (
+            {
+                "load": load(planned=3),
+                "drafter_state": DrafterState.DORMANT,
+                "causes": (because(Code.PLAN), because(Code.REQUESTS, num_speculative_tokens=0)),
+            },
+            "requests",
+            "no request of the step takes more than K=0",
+        ),
         ({"load": load(runs=1, planned=1), "causes": (because(Code.BESIDE_PREFILL),)}, "prefill", "for which the plan has K=1"),
     ],
 )
