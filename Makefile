@@ -233,10 +233,10 @@ page: $(INSTALLED) $(NIGHTJAR_BROWSER) ## the operator's page in a real browser
 bench-step: $(INSTALLED) ## added time of the scheduler hook per step
 	$(QUIET) OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_step $(ARGS)
 
-bench-policy: $(INSTALLED) ## the planner against every rival in virtual time (less than 30 minutes on two cores)
+bench-policy: $(INSTALLED) ## the planner against every rival in virtual time (half an hour on two fast cores, two hours on slow ones)
 	$(BIN)/python -m tests.benchmarks.policy $(ARGS)
 
-bench-latency: $(INSTALLED) ## what users wait for under bursts of long prompts, against every static pair of K (less than 30 minutes on two cores)
+bench-latency: $(INSTALLED) ## what users wait for under bursts of long prompts, against every static pair of K (an hour and a half on two slow cores)
 	$(BIN)/python -m tests.benchmarks.latency $(ARGS)
 
 bench-scale: $(INSTALLED) ## decision time and memory of the policy for thousands of replicas

@@ -11,12 +11,11 @@ import asyncio
 import random
 import threading
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
 import ray
 
-from nightjar.cluster.api.operations import STARTING_MODE, Answer, Operation, OperationError, P
+from nightjar.cluster.api.operations import STARTING_MODE, Answer, Operation, OperationError, P, unavailable
 from nightjar.cluster.policy_actor import ACTOR_NAME, ACTOR_OPTIONS, PolicyActor
 from nightjar.policy.exchange import backoff_s
 from nightjar.policy.wire.report import LoadReport
@@ -28,11 +27,6 @@ OPERATOR_TIMEOUT_S: Final = 10.0
 _creating = threading.Lock()  # Ray cannot create one named actor from two threads of a process
 
 T = TypeVar("T")
-
-
-def unavailable(why: str) -> OperationError:
-    """The policy did not answer; the caller goes on with what it has."""
-    return OperationError(HTTPStatus.SERVICE_UNAVAILABLE, why)
 
 
 def get_or_create_policy_actor() -> Any:

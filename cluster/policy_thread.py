@@ -14,13 +14,12 @@ import concurrent.futures
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from http import HTTPStatus
 from pathlib import Path
 from typing import Final, TypeVar
 
 import structlog
 
-from nightjar.cluster.api.operations import STARTING_MODE, Answer, Operation, OperationError, P
+from nightjar.cluster.api.operations import STARTING_MODE, Answer, Operation, OperationError, P, unavailable
 from nightjar.cluster.service.folder_policy import begun_policy
 from nightjar.cluster.service.policy_service import PolicyService
 from nightjar.cluster.storage.state_folder import StateFolder, StateFolderError
@@ -98,14 +97,14 @@ class PolicyThread:
             async with asyncio.timeout(timeout_s):
                 policy = await asyncio.shield(asyncio.wrap_future(self._began))
                 if isinstance(policy, str):
-                    raise _unavailable(f"{name}: the policy did not begin: {policy}")
+                    raise unavailable(f"{name}: the policy did not begin: {policy}")
                 return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asked(policy), self._loop))
         except OperationError:
             raise
         except TimeoutError as error:
-            raise _unavailable(f"{name}: the policy did not answer within {timeout_s:g} s") from error
+            raise unavailable(f"{name}: the policy did not answer within {timeout_s:g} s") from error
         except Exception as error:
-            raise _unavailable(f"{name}: the policy failed: {type(error).__name__}: {error}") from error
+            raise unavailable(f"{name}: the policy failed: {type(error).__name__}: {error}") from error
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -134,8 +133,3 @@ class PolicyThread:
             self._folder = Path(self._temporary.name)
             log.warning("state_not_kept", reason=str(error), consequence="what is learned ends with this server")
             return StateFolder.take(self._folder)
-
-
-def _unavailable(why: str) -> OperationError:
-    """The policy did not answer; the caller goes on with what it has."""
-    return OperationError(HTTPStatus.SERVICE_UNAVAILABLE, why)

@@ -1,1 +1,1 @@
-"""The room of load and evidence. It reads `policy` and talks to a running system over HTTP only."""
+"""The room of load and evidence. It talks to a running system over HTTP only, with the records of `policy` and `cluster`."""

@@ -103,7 +103,7 @@ NOT_HERE: Final = {
     "make soak MINUTES=30": "takes half an hour; its parts are tested in tests/chaos",
     "make test-pure PYTHON=python3.13": "needs another Python; `make test-all` runs it",
     "make mutants": "takes up to 30 minutes of two cores; its parts are tested in tests/mutants",
-    'make mutants ARGS="off_guard --again"': "the same",
+    'make mutants ARGS="step/guard --again"': "the same",
     'make mutants ARGS="--share 0.2 --seed 7"': "the same",
     "pip install --constraint constraints-gpu.txt '.[gpu]'": "a GPU's vLLM does not fit a CPU",
     "pip install --constraint constraints-gpu.txt '.[vllm]'": "the same",

@@ -2,8 +2,8 @@
 
 The actor's methods (policy_actor.py), the routes of the HTTP API (policy_api.py) and the calls of both clients, client.py over Ray
 and http_client.py over HTTP, are made from these rows; a command names its row. What an operation does is in policy_service.py. To
-add one: a row here, a method there. A row's `name` and arguments are what applications and actors of neighbouring releases call:
-they stay as they are.
+add one: a row here, in `_READS` or `_WRITES`, and there a method and its line in `_handlers`. A row's `name` and arguments are what
+applications and actors of neighbouring releases call: they stay as they are.
 
 What is sent is checked by the policy alone, which knows the replicas and the settings: by the request here, and by the modules of
 operator/ against the fleet. A request's docstring is what docs/api.md says of its route.
@@ -52,6 +52,11 @@ class OperationError(Exception):
 def refused(message: str) -> OperationError:
     """Of wrong values: the message names the field, the value and what is allowed."""
     return OperationError(HTTPStatus.UNPROCESSABLE_ENTITY, message)
+
+
+def unavailable(why: str) -> OperationError:
+    """The policy did not answer; the caller goes on with what it has."""
+    return OperationError(HTTPStatus.SERVICE_UNAVAILABLE, why)
 
 
 def checked(kind: type[M], values: object) -> M:

@@ -1,1 +1,1 @@
-"""The commands of this room, one file each, gathered in `room`. None of them imports Ray in the process that a person starts."""
+"""The commands of this room, which `cluster/cli.py` lists. None of them imports Ray in the process that a person starts."""

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Final
 
 from nightjar.policy.decision.canary import after_decision, with_canary
-from nightjar.policy.decision.grants import MayGrant
 from nightjar.policy.decision.group import Context, GroupOutcome, Shared, decide_group
+from nightjar.policy.decision.restarts import MayGrant
 from nightjar.policy.intake import MAX_RETIRED_ENGINES
 from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.persistent_map import PersistentMap

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Final, Self
 
 from nightjar.policy.decision.canary import Tried, tried_in
-from nightjar.policy.decision.grants import MayGrant, group_restarts
 from nightjar.policy.decision.learning import learn
+from nightjar.policy.decision.restarts import MayGrant, group_restarts
 from nightjar.policy.evidence.goodput import expected_off_steps
 from nightjar.policy.exploration import measuring
 from nightjar.policy.intake import counted_under

@@ -80,7 +80,7 @@ TRANSITIONS: Final[Mapping[DrafterState, frozenset[DrafterState]]] = {
     DrafterState.IN_SYNC: frozenset(),
     DrafterState.ABSENT: frozenset(),
 }
-"""Every change of state there is, and what it takes (docs/restarts.md)."""
+"""Every change of state there is, and what it takes. The diagram in docs/restarts.md is of these."""
 
 
 class DrafterLife:
@@ -190,7 +190,7 @@ class DrafterLife:
             return Order(proposed, self._chunk(lag_tokens) if lag_tokens else 0)
         return OFF
 
-    def stays_asleep(self, proposed: int) -> Order:
+    def sleep(self, proposed: int) -> Order:
         """The step sleeps, whatever the plan proposes: that was decided before the step was scheduled."""
         self._proposed, self._is_steered = proposed, True
         if self.state in RUNS:

@@ -23,7 +23,7 @@ from tests.mutants.worker import Change, Specification
 
 
 def main(
-    modules: Annotated[list[str] | None, typer.Argument(help="parts of module paths, such as off_guard; all, if none")] = None,
+    modules: Annotated[list[str] | None, typer.Argument(help="parts of module paths, such as step/guard; all, if none")] = None,
     share: Annotated[float, typer.Option(help="of each module's mutants, drawn by --seed", min=0.001, max=1.0)] = 1.0,
     seed: Annotated[int, typer.Option(help="which sample --share draws")] = 1,
     minutes: Annotated[float, typer.Option(help="no mutant is begun after so long")] = 29.0,

@@ -52,6 +52,7 @@ BESIDE: Final = (
     "policy/learned.py",  # what is stored
     "policy/priors.py",  # none was imported
 )
+BEGINS: Final = "deployments/engine/scheduler/steered.py"
 BEGIN, END = "<!-- way -->", "<!-- /way -->"
 
 
@@ -79,7 +80,7 @@ async def _at_once(function: Callable[..., Any], *arguments: object) -> Any:
     return function(*arguments)
 
 
-async def _traced(folder: Path) -> set[str]:
+async def _traced(folder: Path) -> list[str]:
     scheduler = make_scheduler(SteeredScheduler, folder)
     scheduler.nightjar.clock = _clock()
     core: Any = SimpleNamespace(scheduler=scheduler)
@@ -109,11 +110,11 @@ async def _traced(folder: Path) -> set[str]:
                 await asyncio.sleep(0.5)
 
         await until_news()
-        called: set[CodeType] = set()
+        called: dict[CodeType, None] = {}
 
         def note(frame: FrameType, event: str, _: object) -> None:
-            if event == "call":
-                called.add(frame.f_code)
+            if event == "call" and (frame.f_back is None or frame.f_back.f_code is not until_news.__code__):
+                called.setdefault(frame.f_code)
 
         sys.setprofile(note)
         try:
@@ -123,11 +124,14 @@ async def _traced(folder: Path) -> set[str]:
             sys.setprofile(None)
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-    return {code.co_filename for code in called if code.co_name != "<module>"}
+    return list(dict.fromkeys(code.co_filename for code in called if code.co_name != "<module>"))
 
 
 def files_of_one_report() -> list[str]:
-    """The files by their paths in the repository, sorted. Needs vLLM, and no engine; a second, and no clock but its own."""
+    """The files by their paths in the repository, in the order in which the report passes them first, from the engine's step on.
+
+    Needs vLLM, and no engine; a second, and no clock but its own.
+    """
     with (
         tempfile.TemporaryDirectory() as folder,
         patch.object(asyncio, "to_thread", _at_once),
@@ -135,19 +139,21 @@ def files_of_one_report() -> list[str]:
         asyncio.Runner(loop_factory=JumpingLoop) as runner,
     ):
         called = runner.run(_traced(Path(folder)))
-    ours = {Path(name).resolve().relative_to(ROOT).as_posix() for name in called if Path(name).resolve().is_relative_to(ROOT)}
+    ours = [Path(name).resolve().relative_to(ROOT).as_posix() for name in called if Path(name).resolve().is_relative_to(ROOT)]
     rooms = tuple(f"{room}/" for room in ROOMS if room != "tests")
-    return sorted(name for name in ours if name.startswith(rooms) and not name.startswith(("policy/wire/", *BESIDE)))
+    passed = [name for name in ours if name.startswith(rooms) and not name.startswith(("policy/wire/", *BESIDE))]
+    begins = passed.index(BEGINS)
+    return passed[begins:] + passed[:begins]
 
 
 def in_braces(files: Iterable[str]) -> str:
-    """The files as Markdown, those of a folder together.
+    """The files as Markdown, neighbours of one folder together.
 
-    >>> print(in_braces(["a/b.py", "a/c.py", "d/e.py"]))
-    `a/{b,c}.py`, `d/e.py`
+    >>> print(in_braces(["a/b.py", "a/c.py", "d/e.py", "a/f.py"]))
+    `a/{b,c}.py`, `d/e.py`, `a/f.py`
     """
     told = []
-    for folder, found in groupby(sorted(map(Path, files), key=lambda path: (path.parent, path)), key=lambda path: path.parent):
+    for folder, found in groupby(map(Path, files), key=lambda path: path.parent):
         names = ",".join(path.stem for path in found)
         told.append(f"`{folder}/{{{names}}}.py`" if "," in names else f"`{folder}/{names}.py`")
     return ", ".join(told)

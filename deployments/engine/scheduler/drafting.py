@@ -98,7 +98,7 @@ class Drafting:
         self._missing_age_steps += 1
         self.ledger.draft_sleeps(requests.values())
         setattr(scheduler_output, WORK_ATTRIBUTE, SLEEP)
-        return self.life.stays_asleep(proposed), 0
+        return self.life.sleep(proposed), 0
 
     def order(
         self, scheduler_output: Any, requests: Mapping[str, Any], proposed: int, now_s: float, *, is_steered: bool

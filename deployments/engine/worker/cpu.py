@@ -1,4 +1,4 @@
-"""The worker on CPU: worker.py's, on vLLM's CPU worker, with a mended sampler.
+"""The worker on CPU: v1.py's, on vLLM's CPU worker, with a mended sampler.
 
 vLLM's CPU build has a fault: `rejection_sampler.expand_batch_to_tokens` returns uninitialised memory, because its kernel stand-in
 writes into a converted copy of the output. Under speculation every batch that holds a sampled request is then wrong, its greedy

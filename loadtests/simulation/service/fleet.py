@@ -136,7 +136,7 @@ class Fleet:
         return replica
 
     def drain(self, number: int) -> None:
-        """A replica gets no new requests; `finish_leaving` says when it has gone."""
+        """A replica gets no new requests; `has_just_left` says when it has gone."""
         self._router.drain(number)
         self.replicas[number].is_draining = True
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nightjar.policy.decision.fleet import MOST_REPLANS, decide
-from nightjar.policy.decision.grants import MayGrant
 from nightjar.policy.decision.group import Context, GroupOutcome, Shared, decide_group
+from nightjar.policy.decision.restarts import MayGrant
 from nightjar.policy.operator.overrides import ModeOverride, ReplicaLimit
 from nightjar.policy.state import Apart, FleetState, PlanVariant, ReplicaState
 from nightjar.policy.wire.cause import Code, because

@@ -151,16 +151,16 @@ def test_what_it_says_while_the_plan_wants_it_and_it_does_not_run() -> None:
     assert away.reason(20.0) == "waits for a lease to restart"
     away.runs_freely(3, 0, 0.0)
     assert away.reason(20.0) == "nobody steers: waits for room to come back"
-    away.stays_asleep(2)
+    away.sleep(2)
     assert away.reason(20.0) == "waits for a lease to restart"
-    away.stays_asleep(0)
+    away.sleep(0)
     assert away.reason(20.0) == ""
 
 
 @pytest.mark.parametrize("proposed", [0, 3])
 def test_a_drafter_that_ran_and_sleeps_through_a_step_is_dormant_whatever_the_plan_proposes(proposed: int) -> None:
     life = DrafterLife(can_be_dormant=True)
-    assert life.stays_asleep(proposed) == Order(0, 0)
+    assert life.sleep(proposed) == Order(0, 0)
     assert life.state is DrafterState.DORMANT
 
 
@@ -314,7 +314,7 @@ def test_weights_stay_where_they_are_wanted_or_nobody_decides(why_not: str) -> N
     if why_not == "the plan wants it":
         life.before_step(3, 400, 1.0)
     elif why_not == "nobody steers":
-        life.stays_asleep(0)
+        life.sleep(0)
         life._is_steered = False
     for now_s in (10.0, 20.0):
         assert life.memory_step(0.0, 5, now_s) is MemoryOrder.NONE
