@@ -70,7 +70,9 @@ def _print_table(table: StockTable, output: Output) -> None:
     """As YAML below comments, or as JSON; never broken where the terminal ends, so that it can be pasted."""
     if output is Output.JSON:
         k, rows = table.num_speculative_tokens, table.vllm_rows
-        config = {"num_speculative_tokens": k, "num_speculative_tokens_per_batch_size": rows}
+        config: dict[str, object] = {"num_speculative_tokens": k, "num_speculative_tokens_per_batch_size": rows}
+        if table.adaptive_verification:
+            config["enable_adaptive_verification"] = True
         lost = table.lost.model_dump() if table.lost is not None else None
         typer.echo(
             json.dumps({"group_id": table.group_id, "speculative_config": config, "lost": lost, "notes": [*in_words(table)]})

@@ -24,7 +24,7 @@ from nightjar.policy.evidence.step_time import predict_step_times
 from nightjar.policy.planners.base import GroupView, present_indices, present_mixed_indices
 from nightjar.policy.planners.estimates import Estimate, replan_alone
 from nightjar.policy.priors import MOST_SEED_STEPS
-from nightjar.policy.status.stock_table import WITH_A_MODEL, StockTable, stock_table, why_no_table
+from nightjar.policy.status.stock_table import StockTable, stock_off_drafts, stock_table, why_no_table
 from nightjar.policy.wire.batch_buckets import bucket_range, buckets_up_to
 from nightjar.policy.wire.operator import parse_operator_settings
 from nightjar.policy.words import in_words
@@ -177,7 +177,7 @@ def forecast(price: Priced, replicas: int) -> Forecast | None:
 def _vllm_table(price: Priced, costs: _Costs) -> StockTable | None:
     if why_no_table(costs.view):
         return None
-    taxes_off = price.profile.drafter.kind in WITH_A_MODEL and price.profile.drafter.off is not Mechanics.STOCK
+    taxes_off = stock_off_drafts(price.profile.group) and price.profile.drafter.off is not Mechanics.STOCK
     name = f"profile {price.profile.name}"
     table = stock_table(costs.view, costs.estimate, price.history.bucket_seconds, taxes_off=taxes_off, group_id=name)
     return table if not table.why_none else None

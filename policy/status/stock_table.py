@@ -4,7 +4,8 @@
 `v1/core/sched/scheduler.py`: those whose prompts are computed count, too). So its K is the best of those that run beside prefill as
 well, and where most steps compute a prompt each row reaches one request further than the decode batch that it is for. vLLM's K = 0
 still runs a drafter that has a model: it is taken to add STOCK_OFF_SHARE of what K = 1 adds at the smallest batch that ran, where
-verifying is nearly free, and the doubt is as if anything from nothing to twice that were as likely.
+verifying is nearly free (all of it for one that drafts a block), and the doubt is as if anything from nothing to twice that were as
+likely.
 
 Predicted, from the same model of step times and acceptance that the planner stands on. Fails closed: of a group that knows too
 little, or whose drafter takes no table, there is none, and one line says why.
@@ -13,6 +14,7 @@ little, or whose drafter takes no table, there is none, and one line says why.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -35,14 +37,17 @@ from nightjar.policy.state import FleetState, GroupState, ReplicaState
 from nightjar.policy.wire.batch_buckets import batch_bucket, bucket_range
 from nightjar.policy.wire.operator import OperatorSettings
 from nightjar.policy.wire.record import LONGEST_STEP_SECONDS, SHORTEST_STEP_SECONDS, Identifier, Reason, Record
-from nightjar.policy.wire.report import DrafterState, SteeringLevel
+from nightjar.policy.wire.report import DrafterState, GroupKey, SteeringLevel
 from nightjar.policy.wire.settings import TableRow
 from nightjar.policy.words import batch_range
 
 SEPARATE_DRAFT_MODEL: Final = "draft_model"
 WITH_A_MODEL: Final = (SEPARATE_DRAFT_MODEL, "eagle", "eagle3", "mtp")
-"""Drafters that run a model, which vLLM goes on running at K = 0; of dflash and dspark 0.33 runs none."""
-TAKE_A_TABLE: Final = (*WITH_A_MODEL, "dflash", "dspark", "ngram")
+"""Drafters that run a model for each draft, the first of which vLLM goes on running at K = 0."""
+DRAFT_A_BLOCK: Final = ("dflash", "dspark")
+"""Drafters whose one forward drafts at every K: at K = 0 as well before the vLLM of BLOCKS_REST_FROM."""
+BLOCKS_REST_FROM: Final = (0, 33)
+TAKE_A_TABLE: Final = (*WITH_A_MODEL, *DRAFT_A_BLOCK, "ngram")
 """Drafters that stock vLLM runs at the table's K: those that we steer (deployments/drafter_kinds.py)."""
 MOST_DEVIATION: Final = 1.0
 """Of a loss's logarithm, half its interval: what is doubted more tells nothing."""
@@ -82,6 +87,8 @@ class StockTable(Record):
     lost: Lost | None = None
     worst: WorstBatches | None = None
     measured_to: int = 0
+    adaptive_verification: bool = False
+    """Whether K are ceilings under vLLM's adaptive verification, as they were learned."""
     counts_prompts: bool = False
     """Whether rows reach one request further somewhere, for the prompt that most steps compute there."""
     taxes_off: bool = False
@@ -134,7 +141,8 @@ def stock_table(
     ratio = float((weights / theirs).sum() / tokens.sum())
     deviation = DOUBT_DEVIATIONS * float((tokens * doubt).sum() / tokens.sum())
     if not (math.isfinite(ratio) and deviation < MOST_DEVIATION):
-        return StockTable(group_id=group_id, drafter_kind=view.key.drafter_kind, why_none="its step times tell too little yet")
+        why_none = "its step times tell too little yet; give it more load in mode auto"
+        return StockTable(group_id=group_id, drafter_kind=view.key.drafter_kind, why_none=why_none)
     by_bucket = np.where(weights > 0.0, 1.0 - own / theirs, -np.inf)
     worst = int(by_bucket.argmax())
     first, last = bucket_range(worst, view.key.max_num_seqs)
@@ -146,9 +154,22 @@ def stock_table(
         lost=Lost(share=1.0 - ratio, low=1.0 - ratio * math.exp(deviation), high=1.0 - ratio * math.exp(-deviation)),
         worst=WorstBatches(first_batch_size=first, last_batch_size=last, lost=float(by_bucket[worst])),
         measured_to=bucket_range(max(cell.batch_bucket for cell in view.evidence.cells), view.key.max_num_seqs)[1],
+        adaptive_verification=view.key.adaptive_verification,
         counts_prompts=any(reach),
         taxes_off=taxes_off,
     )
+
+
+def stock_off_drafts(key: GroupKey) -> bool:
+    """Whether vLLM's K = 0 runs more of the group's drafter than ours. Of an unknown version it is taken to be the newest.
+
+    >>> key = GroupKey(target="m", drafter_kind="dflash", engine_version="0.32.0+cpu")
+    >>> stock_off_drafts(key), stock_off_drafts(key.model_copy(update={"engine_version": "0.33.0rc1"}))
+    (True, False)
+    """
+    version = re.match(r"(\d+)\.(\d+)", key.engine_version)
+    is_before = version is not None and (int(version[1]), int(version[2])) < BLOCKS_REST_FROM
+    return key.drafter_kind in WITH_A_MODEL or (key.drafter_kind in DRAFT_A_BLOCK and is_before)
 
 
 def as_yaml(table: StockTable) -> str:
@@ -165,6 +186,8 @@ def in_words(table: StockTable) -> Iterator[str]:
         f"{table.group_id}: vLLM's own table of K by batch for {table.drafter_kind}; it belongs under speculative_config, beside "
         f"num_speculative_tokens: {table.num_speculative_tokens}"
     )
+    if table.adaptive_verification:
+        yield "its K are ceilings, learned beside enable_adaptive_verification: true, which belongs there as well"
     where = f", {_share(worst.lost)} at batch {batch_range(worst.first_batch_size, worst.last_batch_size)}"
     yield (
         f"predicted against steering: {_share(lost.share)} of tokens a second ({_share(lost.low)} to {_share(lost.high)}) at the "
@@ -176,7 +199,8 @@ def in_words(table: StockTable) -> Iterator[str]:
     further = "; where most steps compute a prompt they reach one request beyond the decode batch" if table.counts_prompts else ""
     yield f"rows count every request that a step schedules, those in prefill too, as vLLM does{further}"
     if table.taxes_off:
-        yield "vLLM's K=0 still runs the drafter: taken to add two fifths of what K=1 adds at the smallest batch that ran"
+        share = "all" if table.drafter_kind in DRAFT_A_BLOCK else "two fifths"
+        yield f"vLLM's K=0 still runs the drafter: taken to add {share} of what K=1 adds at the smallest batch that ran"
     yield f"on model runner V1 a table forces piecewise CUDA graphs; {_ON_V2[table.drafter_kind == SEPARATE_DRAFT_MODEL]}"
 
 
@@ -189,10 +213,10 @@ _ON_V2: Final = {
 def _share(lost: float) -> str:
     """A change of tokens a second.
 
-    >>> _share(0.0234), _share(-0.001)
-    ('-2.3 %', '+0.1 %')
+    >>> _share(0.0234), _share(-0.001), _share(0.0001)
+    ('-2.3 %', '+0.1 %', '+0.0 %')
     """
-    return f"{-lost * 100.0 + 0.0:+.1f} %"
+    return f"{round(-lost * 100.0, 1) + 0.0:+.1f} %"
 
 
 def why_no_table(view: GroupView) -> str:
@@ -201,7 +225,7 @@ def why_no_table(view: GroupView) -> str:
     if not view.key.max_num_speculative_tokens or kind == "none":
         return "it has no drafter, so there is no K to choose"
     if kind not in TAKE_A_TABLE:
-        return f"it drafts with {kind}, which vLLM runs at one K alone; a table is for {', '.join(TAKE_A_TABLE)}"
+        return f"it drafts with {kind}, which is not known to follow a table; one is for {', '.join(TAKE_A_TABLE)}"
     if view.key.data_parallel_size > 1:
         return f"its data_parallel_size is {view.key.data_parallel_size}, and vLLM drops a table above 1"
     if not evidence.cells:
@@ -224,7 +248,7 @@ def _of_group(
     )
     if why_none := why_no_table(view):
         return StockTable(group_id=group_id, drafter_kind=kind, why_none=why_none)
-    taxes_off = kind in WITH_A_MODEL and _off_is_ours(members)
+    taxes_off = stock_off_drafts(group.key) and _off_is_ours(members)
     return stock_table(view, replan_alone(view), seconds_run(evidence), taxes_off=taxes_off, group_id=group_id)
 
 
@@ -271,7 +295,8 @@ class _Costs:
     def of(cls, view: GroupView, model: GoodputModel, *, taxes_off: bool) -> _Costs:
         evidence, most = view.evidence, view.key.max_num_seqs
         times = predict_step_times(evidence.cells, model.ks, view.buckets, most, view.now_s)
-        known = mixed_costs(evidence, times, model.ks, model.mixed_seconds, drafter_sleeps=False)
+        emitted = model.tokens_per_row if evidence.is_censored else None
+        known = mixed_costs(evidence, times, model.ks, model.mixed_seconds, drafter_sleeps=False, emitted=emitted)
         shape = (*times.log_seconds.shape, len(model.ks))
         beside = np.zeros(shape) if known is None else np.maximum(known - known[:, :1, :1], 0.0)
         tax = np.zeros(shape[0])
@@ -279,7 +304,8 @@ class _Costs:
             off_s, first_s = np.exp(predict_step_times(evidence.cells, (0, 1), view.buckets, most, view.now_s).log_seconds).T
             added_s = np.maximum(first_s - off_s, 0.0)
             smallest = min(cell.batch_bucket for cell in evidence.cells)
-            tax = np.log1p(np.minimum(added_s, STOCK_OFF_SHARE * added_s[smallest]) / off_s)
+            share = 1.0 if view.key.drafter_kind in DRAFT_A_BLOCK else STOCK_OFF_SHARE
+            tax = np.log1p(np.minimum(added_s, share * added_s[smallest]) / off_s)
         costs = cls(times, beside, tax, model)
         indices = np.tile(np.arange(shape[1]), (shape[0], 1))
         alike = np.stack([costs.seconds_per_token(index, index) for index in indices.T], axis=1)

@@ -178,6 +178,13 @@ def test_a_table_as_json_is_a_part_of_a_speculative_config(serve: Callable[[Hand
     assert printed["lost"] == {"share": 0.02, "low": 0.01, "high": 0.03}
 
 
+def test_a_table_of_ceilings_names_adaptive_verification_beside_its_k(serve: Callable[[Handler], list[httpx.Request]]) -> None:
+    serve(with_tables(some_table().model_copy(update={"adaptive_verification": True})))
+    printed = json.loads(call("export", "--vllm-table", "-o", "json").stdout)
+    assert printed["speculative_config"]["enable_adaptive_verification"] is True
+    assert "enable_adaptive_verification: true" in call("export", "--vllm-table").stdout
+
+
 @pytest.mark.parametrize(
     ("tables", "arguments", "part"),
     [

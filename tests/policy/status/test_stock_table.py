@@ -16,6 +16,7 @@ from nightjar.policy.planners.base import GroupView
 from nightjar.policy.planners.estimates import replan_alone
 from nightjar.policy.state import FleetState, GroupState
 from nightjar.policy.status.stock_table import (
+    DRAFT_A_BLOCK,
     TAKE_A_TABLE,
     StockTable,
     in_words,
@@ -92,6 +93,42 @@ def test_a_drafter_that_vllm_runs_at_k_0_as_well_costs_the_table_something_where
     assert not any("still runs the drafter" in line for line in in_words(plain))
 
 
+@pytest.mark.parametrize(("version", "drafts"), [("0.32.0", True), ("0.32.1+cpu", True), ("0.33.0rc1", False), ("0.33.0", False)])
+@pytest.mark.parametrize("kind", DRAFT_A_BLOCK)
+def test_a_block_that_vllm_drafts_at_k_0_before_0_33_costs_the_table_what_drafting_costs(
+    kind: str, version: str, drafts: bool
+) -> None:
+    key = KEY.model_copy(update={"drafter_kind": kind, "engine_version": version})
+    (table,) = stock_tables(FleetState(groups={key.group_id: GroupState(key, evidence=evidence())}), AUTO, 0.0)
+    assert table.taxes_off is drafts
+    assert table.lost is not None
+    assert (table.lost.share > 0.001) is drafts
+    assert any("K=0 still runs the drafter: taken to add all of what K=1 adds" in line for line in in_words(table)) is drafts
+
+
+def test_under_adaptive_verification_a_table_is_of_ceilings_and_acceptance_by_position_has_no_say() -> None:
+    """How many drafts were verified is not known there: what was accepted of a position may be of any share of the rows."""
+    key = NGRAM.model_copy(update={"drafter_kind": "dspark", "adaptive_verification": True})
+
+    def censored(acceptance: tuple[float, ...]) -> StockTable:
+        known = with_prompts(evidence(acceptance=acceptance), 0.02)
+        cells = {
+            cell: sums._replace(generated_tokens=sums.rows * (1.0 + 0.6 * min(cell.num_speculative_tokens, 2)))
+            for cell, sums in known.cells.items()
+        }
+        return table_of(replace(known, cells=cells), key)
+
+    easy, hard = censored((0.95, 0.9, 0.85, 0.8, 0.75)), censored((0.3, 0.1, 0.05, 0.02, 0.01))
+    assert easy == hard
+    assert any("ceilings, learned beside enable_adaptive_verification: true" in line for line in in_words(easy))
+    assert not any("adaptive" in line for line in in_words(table_of(evidence())))
+
+
+def test_a_change_too_small_to_show_has_no_sign_of_a_loss() -> None:
+    told = "".join(in_words(table_of(evidence(), KEY.model_copy(update={"max_num_seqs": 100}), taxes_off=True)))
+    assert "-0.0 %" not in told
+
+
 def test_where_most_steps_compute_a_prompt_a_row_reaches_one_request_further() -> None:
     quiet, busy = table_of(with_prompts(evidence(), 1e-4)), table_of(with_prompts(evidence(), 0.02))
     assert not quiet.counts_prompts
@@ -141,7 +178,11 @@ def test_a_table_is_for_the_drafters_that_we_steer() -> None:
     ("key", "known", "part"),
     [
         (KEY.model_copy(update={"drafter_kind": "none"}), evidence(), "it has no drafter"),
-        (KEY.model_copy(update={"drafter_kind": "suffix"}), evidence(), "it drafts with suffix, which vLLM runs at one K alone"),
+        (
+            KEY.model_copy(update={"drafter_kind": "suffix"}),
+            evidence(),
+            "it drafts with suffix, which is not known to follow a table",
+        ),
         (KEY.model_copy(update={"data_parallel_size": 2}), evidence(), "its data_parallel_size is 2"),
         (KEY, Evidence(), "it has learned nothing yet"),
         (KEY, evidence((3,)), "only K=3 ever ran"),
