@@ -286,7 +286,7 @@ def _check_cell(one: LearnedCell | LearnedMixedCell, key: GroupKey) -> None:
         f"{rows:.6g} rows a step, allowed are {first} to {last}",
     )
     if isinstance(one, LearnedCell):
-        _check_clean(one)
+        _check_clean(one, key)
     else:
         _check_mixed(one, key)
 
@@ -312,7 +312,7 @@ def _check_mixed(one: LearnedMixedCell, key: GroupKey) -> None:
     )
 
 
-def _check_clean(one: LearnedCell) -> None:
+def _check_clean(one: LearnedCell, key: GroupKey) -> None:
     mean_log = one.log_step_seconds / one.steps
     require(
         math.log(SHORTEST_STEP_SECONDS) <= mean_log <= math.log(LONGEST_STEP_SECONDS),
@@ -325,11 +325,12 @@ def _check_clean(one: LearnedCell) -> None:
         one.cell,
         f"{one.context_tokens:.4g} context tokens, allowed are 0 to {most_context:.4g}",
     )
-    most_tokens = one.decode_rows * (1 + one.num_speculative_tokens)
+    most_tokens = one.decode_rows * (1 + one.num_speculative_tokens) * key.adaptive_verification
     require(
         one.generated_tokens <= most_tokens * (1.0 + ROUNDING),
         one.cell,
-        f"{one.generated_tokens:.4g} generated tokens, allowed are 0 to {most_tokens:.4g}",
+        f"{one.generated_tokens:.4g} generated tokens, allowed are 0 to {most_tokens:.4g}"
+        + ("" if key.adaptive_verification else ": they are kept under adaptive verification alone"),
     )
 
 

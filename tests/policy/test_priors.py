@@ -354,6 +354,7 @@ GOOD = LearnedCell(
         ({"decode_rows": 39.0}, "3.9 rows a step, allowed are 4 to 5"),
         ({"decode_rows": 51.0}, "5.1 rows a step, allowed are 4 to 5"),
         ({"context_tokens": 1e12}, "1e+12 context tokens, allowed are 0 to"),
+        ({"generated_tokens": 1.0}, "1 generated tokens, allowed are 0 to 0: they are kept under adaptive verification alone"),
         ({"steps": 0.0}, "greater than 0"),
         ({"steps": math.nan}, "finite number"),
         ({"steps": math.inf}, "finite number"),
@@ -364,6 +365,14 @@ GOOD = LearnedCell(
 def test_a_cell_that_no_engine_can_have_is_refused_with_the_value_and_what_is_allowed(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         measurable(LearnedGroup.model_validate({"key": KEY.model_dump(), "cells": [{**GOOD._asdict(), **changes}]}))
+
+
+def test_a_cell_under_adaptive_verification_has_as_many_tokens_as_its_rows_can_emit() -> None:
+    key = KEY.model_copy(update={"adaptive_verification": True}).model_dump()
+    group = LearnedGroup.model_validate({"key": key, "cells": [{**GOOD._asdict(), "generated_tokens": 180.0}]})
+    assert measurable(group) == group
+    with pytest.raises(ValueError, match=re.escape("180.1 generated tokens, allowed are 0 to 180")):
+        measurable(LearnedGroup.model_validate({"key": key, "cells": [{**GOOD._asdict(), "generated_tokens": 180.1}]}))
 
 
 MIXED = LearnedMixedCell(3, 3, steps=10.0, seconds=0.5, decode_rows=45.0, prefill_tokens=900.0, draft_tokens=100.0)
