@@ -235,6 +235,12 @@ def _draft_parallelism(model: CheckedModel) -> Iterator[Finding]:
         yield Finding("error", (*SPECULATIVE, "draft_tensor_parallel_size"), message)
 
 
+def _adapters(model: CheckedModel) -> Iterator[Finding]:
+    if model.outlook.facts.adaptive_verification and model.config.engine_kwargs.get("enable_lora"):
+        message = "true beside enable_lora: vLLM refuses to start with both; take one of them out"
+        yield Finding("error", (*SPECULATIVE, "enable_adaptive_verification"), message)
+
+
 def _extra_routes(model: CheckedModel) -> Iterator[Finding]:
     for number, path in enumerate(model.config.extra_routes):
         if path in SERVED:
@@ -332,6 +338,7 @@ RULES: Final = (
     _table,
     _offload,
     _draft_parallelism,
+    _adapters,
     _context_length,
     _extra_routes,
     _serving_room,

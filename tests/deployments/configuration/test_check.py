@@ -457,6 +457,12 @@ def test_adaptive_verification_where_its_ceiling_cannot_be_steered_is_one_line_o
     assert "\n" not in line
 
 
+@pytest.mark.parametrize("wants", [True, False])
+def test_adaptive_verification_beside_adapters_which_vllm_refuses_is_one_line_of_error(wants: bool) -> None:
+    text = ADAPTIVE.replace("max_num_seqs: 64", f"max_num_seqs: 64\n        enable_lora: {str(wants).lower()}")
+    assert said(text, "error") == ["true beside enable_lora: vLLM refuses to start with both; take one of them out"] * wants
+
+
 def test_ranks_of_a_dense_target_will_be_steered_each_by_itself_with_a_gpu_each() -> None:
     text = replaced("tensor_parallel_size: 2", "data_parallel_size: 2")
     assert errors(check_text(text)) == []

@@ -66,11 +66,12 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
     """Tokens per second over plain vLLM's. The first sentence is the answer; none of it is a proof, since time is not."""
     wrong = errors(NAME, outcomes)
     table = Table(("drafter", "rows", "context", "plain, tokens/s", "off, tokens/s", "off / plain", "95 %", "rounds"), [])
-    unable, answers = [], []
+    unable, answers, contexts = [], [], [0]
     for drafter, outcome in of_phase(NAME, outcomes).items():
         if outcome["unable"]:
             unable.append(f"{drafter}: not measured, since the engine does not fit this machine: {outcome['unable']}")
         for place in outcome["places"]:
+            contexts.append(place["context"])
             off, plain = (dict(enumerate(Speed(**each) for each in place[name])) for name in ("off", "plain"))
             if not (pairs := matched(off, plain)):
                 unable.append(f"{drafter}: {_named(place)}: no round in which all rows decoded at the same time")
@@ -83,17 +84,21 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
     words = [f"{chosen.sizes.measured_tokens} tokens per row, prompts drawn with seed {chosen.seed}. Below 1, off is slower."]
     words += ["On the rig plain vLLM runs its kernels in an interpreter: the ratios say nothing about a GPU."] * chosen.on_rig
     verdict = Verdict.MEASURED if answers else Verdict.LEFT_OUT
-    return Found(Verdict.FAILED if wrong else verdict, [*wrong, *_answer(answers), *unable, *words], [table])
+    return Found(
+        Verdict.FAILED if wrong else verdict,
+        [*wrong, *_answer(answers, max(contexts), is_whole=not unable), *unable, *words],
+        [table],
+    )
 
 
-def _answer(answers: Sequence[tuple[str, int, Ratio]]) -> list[str]:
-    """The least ratio against what is wanted, and each at the longest context."""
+def _answer(answers: Sequence[tuple[str, int, Ratio]], longest: int, *, is_whole: bool) -> list[str]:
+    """The least ratio against what is wanted, and each at the `longest` context that was asked for."""
     if not answers:
         return []
     where, _, least = min(answers, key=lambda one: one[2].value)
-    longest = max(context for _, context, _ in answers)
     there = "; ".join(f"{where} {ratio}" for where, context, ratio in answers if context == longest)
-    kept = "everywhere" if least.value >= WANTED else "not everywhere"
+    there = there or f"not measured, {longest} tokens"
+    kept = "not everywhere" if least.value < WANTED else "everywhere" if is_whole else "wherever it was measured"
     first = f"Off keeps the wanted {WANTED} of plain vLLM's tokens a second {kept}: least {least} ({where})."
     return [f"{first} At the longest context: {there}."]
 

@@ -130,6 +130,15 @@ def test_the_first_sentence_says_whether_off_is_plain_enough_and_how_it_is_at_th
     )
 
 
+def test_a_context_without_a_ratio_is_told_as_that_and_no_shorter_one_stands_for_it() -> None:
+    run = good_run() | {"off.draft": {"places": [], "unable": ""}}
+    run["off.head"] = {"places": [place(8, 64, 99.0), place(4, 32000, 0.0)], "unable": ""}
+    assert phase_named("off").judge(run, ON_RIG).sentences[0] == (
+        "Off keeps the wanted 0.97 of plain vLLM's tokens a second wherever it was measured: least 0.990 (0.990 to 0.990) (head, 8 "
+        "rows of 64 tokens). At the longest context: not measured, 32000 tokens."
+    )
+
+
 def test_a_place_where_no_round_had_all_rows_decoding_is_named() -> None:
     run = good_run()
     run["off.head"]["places"][0]["off"] = [{"tokens": 0.0, "seconds": 0.0}] * 6
