@@ -16,7 +16,7 @@ from nightjar.policy.decision.canary import with_canary
 from nightjar.policy.issuer import Slot
 from nightjar.policy.operator.canary.order import CANARY_SETTINGS, MAX_SHARE, CanaryOrder, arms_of
 from nightjar.policy.operator.canary.trial import begin
-from nightjar.policy.operator.overrides import ModeOverride, check_aims, check_pin, effective_mode, fleet_override
+from nightjar.policy.operator.overrides import BESIDE_ADAPTIVE, ModeOverride, check_aims, check_pin, effective_mode, fleet_override
 from nightjar.policy.state import FleetState
 from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
 
@@ -107,6 +107,11 @@ def promotion(fleet: FleetState, settings: OperatorSettings, overrides: Sequence
         raise refused(f"{names} is a setting, and is promoted by hand: put it into the policy's user_config, then end the canary")
     is_share_of_one = order.share is not None and bool(order.application)
     application = order.application if is_share_of_one else ""
+    if order.mode is None and (waiting := _waits_for_a_mode(fleet, application, settings, overrides, now_s)):
+        raise refused(
+            f"mode: a promotion sets it by hand, and {waiting} waits in shadow for that beside vLLM's adaptive verification; set "
+            f"its own mode first: nightjar mode shadow --application {waiting}, or auto"
+        )
     mode = order.mode or effective_mode("", application, settings.mode, overrides, now_s)[0]
     request: Body = {"mode": str(mode), "reason": "canary promoted"}
     by_hand = fleet_override(overrides, now_s)
@@ -120,6 +125,19 @@ def promotion(fleet: FleetState, settings: OperatorSettings, overrides: Sequence
     if order.objective is not None:
         request["objective"] = order.objective
     return request
+
+
+def _waits_for_a_mode(
+    fleet: FleetState, application: str, settings: OperatorSettings, overrides: Sequence[ModeOverride], now_s: float
+) -> str:
+    """The first application of those concerned (all without a name) that is in shadow because nobody set a mode; else empty."""
+    replicas = ((replica_id, replica.report) for replica_id, replica in sorted(fleet.replicas.items()))
+    for replica_id, report in replicas:
+        adaptive = report.group.adaptive_verification
+        _, who = effective_mode(replica_id, report.application, settings.mode, overrides, now_s, adaptive_verification=adaptive)
+        if application in {"", report.application} and who == BESIDE_ADAPTIVE:
+            return report.application
+    return ""
 
 
 def _has_arms(order: CanaryOrder, fleet: FleetState) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from structlog.testing import capture_logs
 
+from nightjar.cluster.api.operations import OperationError
 from nightjar.cluster.operator.canary import promotion
 from nightjar.cluster.service.policy_service import PolicyService
 from nightjar.cluster.storage.checkpoint import Canaries, Checkpoint
@@ -20,8 +21,11 @@ from nightjar.policy.operator.overrides import ModeOverride
 from nightjar.policy.state import FleetState
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import OperatorSettings
+from nightjar.policy.wire.report import LoadReport
 from nightjar.policy.wire.status import CanaryStatus, in_utc
 from tests.cluster.protocol import MemoryJournal, MemoryStore, Replica, refusal, running_service, settled
+from tests.policy.engines import KEY, Fleet
+from tests.policy.engines import Replica as Engine
 
 pytestmark = pytest.mark.looptime
 
@@ -146,6 +150,26 @@ def test_what_a_promoted_canary_did_not_try_stays_as_it_is_by_hand() -> None:
         "mode": "auto", "planner": "fixed", "max_step_ms": 40.0, "objective": "throughput", "reason": "canary promoted",
     }  # fmt: skip
     assert promotion(fleet, settings, (), 1.0)["mode"] == "shadow"
+
+
+class Trimmed(Engine):
+    """A replica beside vLLM's adaptive verification."""
+
+    def report(self, **changes: object) -> LoadReport:
+        return super().report(group=KEY.model_copy(update={"adaptive_verification": True}), **changes)
+
+
+def test_a_promotion_takes_no_replica_out_of_the_shadow_in_which_it_waits_for_a_mode_by_hand() -> None:
+    engines = Fleet([Engine("plain"), Trimmed("trimmed")])
+    engines.run(1.0)
+    order = CanaryOrder(objective="throughput", share=0.5, since_s=0.0, over=Mode.parse("auto"))
+    fleet, auto = replace(engines.state, canary=Trial(order, phase="better")), OperatorSettings(mode=Mode.parse("auto"))
+    with pytest.raises(OperationError, match="chat waits in shadow for that beside vLLM's adaptive verification; set its own mode"):
+        promotion(fleet, auto, (), 1.0)
+    by_hand = ModeOverride(scope="application", name="chat", mode=Mode.parse("shadow"))
+    assert promotion(fleet, auto, (by_hand,), 1.0)["mode"] == "auto"
+    tried = order.model_copy(update={"mode": Mode.parse("pin=3")})
+    assert promotion(replace(fleet, canary=Trial(tried, phase="better")), auto, (), 1.0)["mode"] == "pin=3"
 
 
 async def test_an_operator_ends_a_canary_and_to_end_none_is_no_error() -> None:
