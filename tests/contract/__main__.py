@@ -107,13 +107,19 @@ def _lines(judged: Judged, known: list[Body], *, with_diff: bool) -> Iterator[st
 
 
 def _table(judged: list[Judged], num_bodies: int) -> Table:
-    names = [f"{feature} ({len(hooks)} names)" for feature, hooks in FEATURES.items()]
-    table = Table("vLLM", *names, IMPORTS, f"bodies ({num_bodies})")
-    for version, lacks, changed in judged:
-        counts = {feature: sum(one.feature == feature for one in lacks) for feature in (*needed(version), IMPORTS)}
-        read = f"{len(changed)} not read" if changed else "all read"
-        table.add_row(version, *(_cell(counts.get(feature)) for feature in (*FEATURES, IMPORTS)), read)
+    """A column for each version: it is read where no more than 80 characters fit a line, too."""
+    table = Table("vLLM", *(each.version for each in judged))
+    for feature in (*FEATURES, IMPORTS):
+        name = f"{feature} ({len(FEATURES[feature])} names)" if feature in FEATURES else feature
+        table.add_row(name, *(_cell(_lacking(each, feature)) for each in judged))
+    read = (f"{len(each.changed)} not read" if each.changed else "all read" for each in judged)
+    table.add_row(f"bodies ({num_bodies})", *read)
     return table
+
+
+def _lacking(judged: Judged, feature: str) -> int | None:
+    """How many names of a feature a version lacks; None where it does not need it."""
+    return sum(one.feature == feature for one in judged.lacks) if feature in (*needed(judged.version), IMPORTS) else None
 
 
 def _cell(count: int | None) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from nightjar.deployments.engine.start import hooks
 from nightjar.deployments.engine.start.hooks import Hook
 from tests.contract import touched
+from tests.contract.__main__ import VERSIONS, Judged, _table
 from tests.contract.sources import Sources
 
 FILES = {
@@ -95,3 +98,16 @@ def test_of_a_name_that_moved_one_home_is_enough_and_an_import_is_told_with_its_
         line.startswith("vllm.v1.core.sched.scheduler.Scheduler, at deployments/engine/scheduler/steered.py:") for line in found
     )
     assert set(moved) == set(hooks.HOMES)
+
+
+def test_a_line_of_80_characters_shows_every_version_and_what_it_lacks() -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    lacks = [touched.Missing("steering", "vllm.core.gone: there is none")]
+    console.print(_table([Judged(version, lacks if version == "0.33.0" else [], []) for version in VERSIONS], num_bodies=7))
+    told = console.export_text().splitlines()
+    head, steering, heads, bodies = (
+        next(line.split() for line in told if name in line) for name in ("vLLM", "steering", "heads", "bodies")
+    )
+    assert [word for word in head if word[0].isdigit()] == list(VERSIONS)
+    assert (" ".join(steering).count("all there"), " ".join(steering).count("1 missing")) == (3, 1)
+    assert (" ".join(heads).count("not needed"), " ".join(bodies).count("all read")) == (2, 4)
