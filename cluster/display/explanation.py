@@ -38,11 +38,12 @@ def _state_line(explained: Explanation) -> str:
     confirmed = {True: ", confirmed", False: ", not confirmed", None: ""}[explained.settings_confirmed]
     layers = f", layers {', '.join(explained.layers)}" if explained.layers else ""
     objective = f", objective {explained.objective}" if explained.objective else ""
+    of_drafts = " of drafts made" if explained.censored_acceptance else ""
     return (
         f"application {explained.application}, group {explained.group_id}, mode {explained.mode}, "
         f"planner {explained.planner}{objective}, "
         f"drafter {explained.drafter_state.value}{layers}, settings {version or 'none'}{confirmed}, "
-        f"{explained.generated_tokens_per_s:.1f} tok/s, acceptance {acceptance(explained.acceptance)}; "
+        f"{explained.generated_tokens_per_s:.1f} tok/s, acceptance {acceptance(explained.acceptance)}{of_drafts}; "
         f"{format_moment(explained.at_s)}, report {format_duration(explained.report_age_s)} old"
     )
 

@@ -85,6 +85,7 @@ def explain(
         layers=report.layers,
         generated_tokens_per_s=replica.generated_tokens_per_s,
         acceptance=group.contributions.acceptance_of(replica.report.replica_id).measured(),
+        censored_acceptance=adaptive,
         settings_version=in_force.version if in_force is not None else snapshot.settings_version,
         settings_confirmed=in_force.is_confirmed if in_force is not None else None,
         estimate_age_s=_age(now_s, estimate.at_s) if estimate is not None else None,

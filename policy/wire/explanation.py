@@ -49,6 +49,7 @@ class Explanation(Record):
 
     `num_speculative_tokens` ran in the last step that was reported, `planned_num_speculative_tokens` is the plan's for the present
     batch (None: no plan). `arms` are the K of batches from `first_batch_size` to `last_batch_size`; `layers` are those that work.
+    `censored_acceptance`: as in a group's status, `acceptance` is of the drafts that were made.
     """
 
     replica_id: str
@@ -71,6 +72,7 @@ class Explanation(Record):
     layers: tuple[Layer, ...] = ()
     generated_tokens_per_s: float = 0.0
     acceptance: tuple[float, ...] = ()
+    censored_acceptance: bool = False
     settings_version: SettingsVersion | None = None
     settings_confirmed: bool | None = None
     estimate_age_s: float | None = None

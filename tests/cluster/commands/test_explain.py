@@ -74,6 +74,7 @@ def test_explain_shows_the_answer_every_voice_and_every_k(serve: Callable[[httpx
     shown = call("chat#r1", "--url", "http://gpu-box:9000")
     assert shown.exit_code == 0, shown.output
     assert str(requests[0].url) == "http://gpu-box:9000/nightjar/explain?replica=chat%23r1"
+    assert "of drafts made" not in " ".join(shown.stdout.split())
     parts = [
         "chat#r1  ",
         "at decode batch 4: batch 4-5: ",
@@ -90,6 +91,13 @@ def test_explain_shows_the_answer_every_voice_and_every_k(serve: Callable[[httpx
     planned = next(line for line in shown.stdout.splitlines() if "planned" in line)
     assert re.search(r" \d+ \(\d+\) +\d+s +runs, planned$", planned.rstrip()), planned
     assert max(len(line.rstrip()) for line in shown.stdout.splitlines() if line.startswith((" off ", " K="))) <= 80
+
+
+def test_acceptance_that_adaptive_verification_censors_is_told_as_of_the_drafts_made(
+    serve: Callable[[httpx.Response], list[httpx.Request]],
+) -> None:
+    serve(httpx.Response(200, json=to_plain(explained("r1").model_copy(update={"censored_acceptance": True}))))
+    assert re.search(r"acceptance [0-9]\S+ of drafts made;", " ".join(call("chat#r1").stdout.split()))
 
 
 def test_explain_fits_80_columns_without_a_broken_row(serve: Callable[[httpx.Response], list[httpx.Request]]) -> None:

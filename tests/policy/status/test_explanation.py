@@ -90,6 +90,7 @@ def test_a_replica_beside_adaptive_verification_begins_in_shadow_and_says_what_e
     fleet.decide()
     explained = explain(fleet.state, fleet.decisions, fleet.settings, (), "chat#r1", fleet.now_s)
     assert explained.mode == fleet.decisions["chat#r1"].mode == Mode.parse("shadow")
+    assert explained.censored_acceptance
     beside = "the settings' auto, which beside vLLM's adaptive verification waits for a mode by hand"
     assert words(explained, "mode").startswith(f"mode shadow set by {beside}; nothing is touched")
     by_hand = ModeOverride(scope="application", name="chat", mode=Mode.parse("auto"))
