@@ -17,9 +17,9 @@ from nightjar.deployments.proof.model_names import ADAPTER, DRAFT, EAGLE, TARGET
 
 Drafter = Literal["none", "draft", "head"]
 BUILT_IN: Final = "mtp"
+"""`--head mtp`: the target has the head in it."""
 HEAD_METHODS: Final = ("eagle3", "eagle", "mtp", "dflash", "dspark")
 """In the order in which they are looked for in names."""
-"""`--head mtp`: the target has the head in it."""
 MADE_BY_CODE: Final = "made by code"
 
 
@@ -234,7 +234,7 @@ def _head_method(name: str, folder: str) -> str:
         config: dict[str, Any] = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ChosenModelError(f"--head {name}: config.json cannot be read ({error})") from error
-    says = " ".join([name, str(config.get("model_type", "")), *map(str, config.get("architectures") or ())]).lower()
+    says = " ".join([Path(name).name, str(config.get("model_type", "")), *map(str, config.get("architectures") or ())]).lower()
     method = next((method for method in HEAD_METHODS if method in says), "")
     if not kind_of(method).obeys_k:
         raise ChosenModelError(

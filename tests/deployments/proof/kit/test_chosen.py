@@ -68,11 +68,17 @@ def test_folders_stand_on_the_page_by_their_last_part_and_hub_names_whole(tmp_pa
         ({"architectures": ["LlamaForCausalLMEagle3"]}, "eagle3"),
         ({"architectures": ["EagleLlamaForCausalLM"]}, "eagle"),
         ({"model_type": "deepseek_mtp"}, "mtp"),
+        ({"architectures": ["DFlashDraftModel"]}, "dflash"),
+        ({"architectures": ["Qwen3DSparkModel"]}, "dspark"),
     ],
 )
-def test_a_heads_method_is_found_in_its_configuration(tmp_path: Path, config: dict[str, object], method: str) -> None:
+def test_a_heads_method_is_found_in_its_configuration_whatever_the_folder_above_is_called(
+    tmp_path: Path, config: dict[str, object], method: str
+) -> None:
     target = model(tmp_path / "target")
-    assert chosen(tmp_path, target=target, head=model(tmp_path / "some-head", **config)).head_method == method
+    (tmp_path / "eagle3-and-others").mkdir()
+    head = model(tmp_path / "eagle3-and-others" / "some-head", **config)
+    assert chosen(tmp_path, target=target, head=head).head_method == method
     assert chosen(tmp_path, target=target, head=BUILT_IN).head_method == BUILT_IN
 
 
