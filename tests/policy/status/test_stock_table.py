@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.deployments.drafter_kinds import STEERABLE
+from nightjar.deployments.drafter_kinds import KINDS, STEERABLE
+from nightjar.deployments.engine.start.vllm_versions import V2_LEAVES_QUERIES_OUT_FROM
 from nightjar.policy.evidence.acceptance import AcceptanceEvidence
 from nightjar.policy.evidence.cells import Cell, CellEvidence, Evidence
 from nightjar.policy.planners.base import GroupView
 from nightjar.policy.planners.estimates import replan_alone
 from nightjar.policy.state import FleetState, GroupState
 from nightjar.policy.status.stock_table import (
+    BLOCKS_REST_FROM,
     DRAFT_A_BLOCK,
     TAKE_A_TABLE,
     StockTable,
@@ -172,6 +174,8 @@ def test_a_table_names_every_number_of_requests_once_and_only_k_that_may_run(
 
 def test_a_table_is_for_the_drafters_that_we_steer() -> None:
     assert set(TAKE_A_TABLE) == set(STEERABLE)
+    assert set(DRAFT_A_BLOCK) == {kind.method for kind in KINDS.values() if kind.drafts_a_block}
+    assert BLOCKS_REST_FROM == V2_LEAVES_QUERIES_OUT_FROM
 
 
 @pytest.mark.parametrize(
