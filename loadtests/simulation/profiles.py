@@ -317,20 +317,22 @@ def acceptance_curves() -> Curves:
 
 
 def _with_curve(profile: Profile, name: str) -> Profile:
-    """The profile with a curve's acceptance, and every K that both the curve and the step times know. Raises ProfileError."""
+    """The profile with a curve's acceptance, and every K that both the curve and the step times know: of a table those that were
+    measured or that the profile runs, since a forward that drafts a block has no times between. Raises ProfileError."""
     known = acceptance_curves()
     if name not in known.curves:
         raise ProfileError(f"profile {profile.name}{WITH}{name[:60]}: no such acceptance, allowed are {', '.join(known.curves)}")
     curve, cost = known.curves[name], profile.step_cost
-    longest = min(len(curve.lengths), cost.lengths[-1] if isinstance(cost, MeasuredTable) else len(curve.lengths))
+    timed = {*cost.lengths, *profile.drafter.arms} if isinstance(cost, MeasuredTable) else range(len(curve.lengths) + 1)
+    arms = tuple(sorted(k for k in timed if k <= len(curve.lengths)))
     told = f"{known.measured} {curve.model}: {known.source}, {curve.file}, run {curve.run}, {known.licence}."
-    kind = AcceptanceClass(name="coding", share=1.0, survival=curve.survival()[:longest])
+    kind = AcceptanceClass(name="coding", share=1.0, survival=curve.survival()[: arms[-1]])
     return profile.model_copy(
         update={
             "name": f"{profile.name}.{name}"[:64],
             "description": f"{profile.description} Acceptance is another model's, {curve.model}.",
-            "group": profile.group.model_copy(update={"max_num_speculative_tokens": longest}),
-            "drafter": profile.drafter.model_copy(update={"arms": tuple(range(longest + 1))}),
+            "group": profile.group.model_copy(update={"max_num_speculative_tokens": arms[-1]}),
+            "drafter": profile.drafter.model_copy(update={"arms": arms}),
             "acceptance_classes": (kind,),
             "sources": {**profile.sources, "acceptance_classes": told},
         }

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -160,6 +161,17 @@ def test_an_acceptance_never_rises_with_the_position_whatever_curve_it_comes_fro
 
 def test_a_curve_reaches_no_further_than_a_table_of_step_times() -> None:
     assert read_profile("llama-8b-eagle+qwen3.5-mtp").drafter.arms == (0, 1, 2, 3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "arms"),
+    [("deepseek-v4-flash-dspark-8xmi355x", (0, 7)), ("cpu-smollm2", (0, 1, 2, 3, 5)), ("vicuna-13b-68m-a100", range(9))],
+)
+def test_a_curve_runs_no_k_whose_step_times_nobody_has(name: str, arms: Sequence[int]) -> None:
+    """Between off and a block's K = 7 a line would price drafting at K = 1 at a seventh of the one forward that it takes."""
+    profile = read_profile(f"{name}+kimik3-dspark")
+    assert profile.drafter.arms == tuple(arms)
+    assert Profile.model_validate(profile.model_dump(exclude_unset=True)) == profile
 
 
 def test_a_curve_that_is_none_is_one_line_with_those_that_are() -> None:
