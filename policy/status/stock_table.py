@@ -201,12 +201,16 @@ def in_words(table: StockTable) -> Iterator[str]:
     if table.taxes_off:
         share = "all" if table.drafter_kind in DRAFT_A_BLOCK else "two fifths"
         yield f"vLLM's K=0 still runs the drafter: taken to add {share} of what K=1 adds at the smallest batch that ran"
-    yield f"on model runner V1 a table forces piecewise CUDA graphs; {_ON_V2[table.drafter_kind == SEPARATE_DRAFT_MODEL]}"
+    yield _ON_RUNNERS.get(table.drafter_kind, f"{_PIECEWISE}; V2 keeps full ones, and follows a table from vLLM 0.32")
 
 
-_ON_V2: Final = {
-    False: "V2 keeps full ones, and follows a table from vLLM 0.32",
-    True: "V2 (from vLLM 0.32) keeps full ones and verifies the table's K, but drafts num_speculative_tokens in every step",
+_PIECEWISE: Final = "on model runner V1 a table forces piecewise CUDA graphs"
+_ON_RUNNERS: Final = {
+    SEPARATE_DRAFT_MODEL: (
+        f"{_PIECEWISE}; V2 (from vLLM 0.32) keeps full ones and verifies the table's K, but drafts num_speculative_tokens in every "
+        "step"
+    ),
+    "dspark": "model runner V2 alone runs it, with full CUDA graphs, and follows a table from vLLM 0.32",
 }
 
 

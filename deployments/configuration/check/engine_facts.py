@@ -31,6 +31,13 @@ _EXPERT_KEYS: Final = ("num_experts", "moe_num_experts", "n_routed_experts", "nu
 """Of a mixture of experts (vLLM 0.32, ModelArchConfigConvertor.get_num_experts)."""
 _KIND_BY_MODEL_NAME: Final = (("eagle-", "eagle"), ("eagle3", "eagle3"), ("dflash", "dflash"), ("dspark", "dspark"))
 """vLLM tells these by the drafter's name where `method` says nothing or draft_model; the first that fits wins."""
+_KIND_BY_ARCHITECTURE: Final = {
+    "MuseGlimmerAssistantModel": "dflash",
+    "Qwen3DSparkModel": "dspark",
+    "Qwen3OmniDSparkModel": "dspark",
+    "Gemma4DSparkModel": "dspark",
+}
+"""And where the name says nothing either, by the draft's architectures (vLLM 0.32, SpeculativeConfig.__post_init__)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +231,10 @@ def offload_facts(config: LLMConfig, kwargs: EngineKwargs) -> OffloadFacts:
 def _variant(config: LLMConfig, method: str) -> str:
     """The drafter that vLLM makes of this method and the draft's `config.json`, where that can be read."""
     named = model_configuration(config.draft_source).get("architectures") if config.draft_source else None
-    return drafter_of(method, map(str, named) if isinstance(named, list) else ())
+    architectures = [str(name) for name in named] if isinstance(named, list) else []
+    if method == SEPARATE_DRAFT_MODEL:
+        return next((_KIND_BY_ARCHITECTURE[name] for name in architectures if name in _KIND_BY_ARCHITECTURE), method)
+    return drafter_of(method, architectures)
 
 
 def _runner_is_v1(config: LLMConfig, kwargs: EngineKwargs, *, on_cpu: bool, kind: str) -> bool:

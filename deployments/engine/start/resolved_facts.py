@@ -219,8 +219,8 @@ def _why_not_as_asked(facts: EngineFacts, missing: MissingHooks, without: Collec
 def _why_not_beside_adaptive(facts: EngineFacts) -> str:
     """Why an engine with adaptive verification has no ceiling to steer; empty where it has, or verifies as any other.
 
-    Of these vLLM refuses an engine without full graphs itself, as one with adapters or a pipeline
-    (VllmConfig._validate_adaptive_verification). The ceiling is obeyed where the runner cuts
+    vLLM refuses the first two itself, as it does adapters and a pipeline (VllmConfig._validate_adaptive_verification, and
+    _get_v1_model_runner_unsupported_features). The ceiling is obeyed where the runner cuts
     off the drafts beyond K, from 0.32 on. A draft model obeys by our worker, which leaves out what makes its confidence.
     """
     if not facts.adaptive_verification:

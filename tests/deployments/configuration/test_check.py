@@ -490,6 +490,17 @@ def test_a_block_of_drafts_will_be_steered_on_v2_and_its_queries_left_out_at_k_0
     assert "heads: " in text
 
 
+@pytest.mark.parametrize(
+    ("architecture", "drafter"),
+    [("Qwen3DSparkModel", "dspark"), ("MuseGlimmerAssistantModel", "dflash"), ("Qwen3ForCausalLM", "draft_model")],
+)
+def test_a_draft_without_a_method_is_the_drafter_that_vllm_makes_of_its_architecture(
+    tmp_path: Path, architecture: str, drafter: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    assert f"drafter   {drafter} " in described(dflash(tmp_path).replace("method: dflash", "method: draft_model"))
+
+
 def test_a_draft_that_vllm_runs_by_another_speculator_than_its_methods_will_be_served_plainly_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["Qwen3XPressModel"]}')
     text = dflash(tmp_path)

@@ -106,6 +106,7 @@ def test_a_block_that_vllm_drafts_at_k_0_before_0_33_costs_the_table_what_drafti
     assert table.lost is not None
     assert (table.lost.share > 0.001) is drafts
     assert any("K=0 still runs the drafter: taken to add all of what K=1 adds" in line for line in in_words(table)) is drafts
+    assert any("model runner V1" in line for line in in_words(table)) is (kind != "dspark")
 
 
 def test_under_adaptive_verification_a_table_is_of_ceilings_and_acceptance_by_position_has_no_say() -> None:
