@@ -257,5 +257,9 @@ def _unknown_of_drafts(history: History) -> Iterator[str]:
     positions = len(history.acceptance.measured())
     yield f"Acceptance beyond draft {positions}: no draft was longer; it is taken to go on falling as before, with more doubt."
     yield "Acceptance by hour and kind of prompt: one mean is used; the planner follows changes within seconds."
+    yield (
+        "Whether every draft was verified: no counter tells. Under vLLM's adaptive verification (enable_adaptive_verification) "
+        "those left out count as not accepted, so acceptance is higher than it seems."
+    )
     if any(k == 0 for _, k in history.seconds):
         yield "Whether a drafter ran at K = 0, as vLLM's own table has it: such hours are priced as without one."

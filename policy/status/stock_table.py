@@ -52,8 +52,8 @@ TAKE_A_TABLE: Final = (*WITH_A_MODEL, *DRAFT_A_BLOCK, "ngram")
 MOST_DEVIATION: Final = 1.0
 """Of a loss's logarithm, half its interval: what is doubted more tells nothing."""
 STOCK_OFF_SHARE: Final = 0.4
-"""Of what K = 1 adds to a step at the smallest batch: what vLLM's K = 0 adds. It is 0.1 to 0.6 in the seven profiles that ship with
-the simulator (loadtests/simulation/profiles), and changes little with the batch."""
+"""Of what K = 1 adds to a step at the smallest batch: what vLLM's K = 0 adds. It is 0.1 to 0.6 in the simulator's seven profiles of
+such drafters (loadtests/simulation/profiles), and changes little with the batch."""
 
 Indices = npt.NDArray[np.int64]
 SecondsOfBuckets = Mapping[int, float]

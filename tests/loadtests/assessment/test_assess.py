@@ -166,6 +166,13 @@ def test_batches_that_jump_from_scrape_to_scrape_leave_more_doubt_than_steady_on
     assert doubt(Random(1).sample(batches, len(batches))) > 3.0 * doubt(batches)
 
 
+def test_nobody_knows_from_counters_whether_every_draft_was_verified() -> None:
+    assert any(
+        "enable_adaptive_verification" in line for line in told(drafting(5.0, [4.0] * 10, (0.7, 0.5, 0.3, 0.2, 0.1))).unknown
+    )
+    assert not any("enable_adaptive_verification" in line for line in told(engine([4.0] * 10)).unknown)
+
+
 def test_without_a_draft_there_is_no_gain_but_the_acceptance_that_would_pay() -> None:
     found = told(engine([4.0] * 10))
     assert found.gain is None
