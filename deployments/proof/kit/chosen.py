@@ -154,6 +154,11 @@ class Chosen:
         return min(wanted, int(allowed)) if allowed else wanted
 
     @property
+    def shorter_tokens(self) -> int:
+        """The same where no KV cache of this machine holds so many."""
+        return min(self.longest_tokens, self.sizes.max_model_len)
+
+    @property
     def target_is_made(self) -> bool:
         """Whether the models were made by code."""
         return self.names["target"] == MADE_BY_CODE

@@ -25,9 +25,9 @@ from nightjar.policy.wire.operator import DraftOffload
 
 Runner = Literal[1, 2]
 """vLLM's model runner, V1 or V2."""
-Room = Literal["scenarios", "roomy", "long", "lends"]
+Room = Literal["scenarios", "roomy", "long", "short", "lends"]
 """How large the engine is: the few KV blocks that the scenarios need; what vLLM would take; the same for as many rows and as long
-a context as off is measured at; few blocks and a draft that lends its memory."""
+a context as off is measured at, or a shorter one where that does not fit; few blocks and a draft that lends its memory."""
 LENDING_BLOCKS: Final = 64
 """On a GPU: less than the crowd needs, and several of the driver's chunks in each layer."""
 
@@ -125,8 +125,9 @@ def _room(spec: EngineSpec, chosen: Chosen) -> dict[str, Any]:
             options |= {"enable_cumem_allocator": True, "kv_cache_memory_bytes": _lending_bytes(spec, chosen)}
         return options
     sizes = chosen.sizes
-    if spec.room == "long":
-        return {"max_model_len": chosen.longest_tokens, "max_num_seqs": max(sizes.off_rows)}
+    if spec.room in {"long", "short"}:
+        longest = chosen.longest_tokens if spec.room == "long" else chosen.shorter_tokens
+        return {"max_model_len": longest, "max_num_seqs": max(sizes.off_rows)}
     return {"max_model_len": sizes.max_model_len, "max_num_seqs": sizes.max_num_seqs, "max_logprobs": REFERENCE_LOGPROBS}
 
 

@@ -3,7 +3,8 @@
 Whoever speculates pays this whenever K is 0, and a CPU cannot show it: on GPUs it is graphs, metadata and attention over long
 contexts. Authors of two engines found 17 to 30 % there (vLLM's pull request 53426, TensorRT-LLM's 18837). Each engine has the
 machine's memory to itself, in two turns (ours, plain, plain, ours), so that what drifts slowly does the same to both. Timed are the
-steps in which all rows decode. A target that does not fit is told and fails nothing.
+steps in which all rows decode. Where a KV cache does not hold the longest context a shorter one is measured; a target that does not
+fit at all is told and fails nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nightjar.deployments.proof.kit.chosen import Chosen, Sizes
-from nightjar.deployments.proof.kit.engines import EngineSpec
+from nightjar.deployments.proof.kit.engines import EngineSpec, Room
 from nightjar.deployments.proof.kit.metered import MeteredEngine
 from nightjar.deployments.proof.kit.tasks import Found, Outcomes, Phase, Table, Task, Verdict, errors, of_phase
 from nightjar.loadtests.arms.statistics import Ratio, Speed, matched, paired_ratio
@@ -32,26 +33,38 @@ def tasks(chosen: Chosen) -> list[Task]:
 
 
 def perform(task: Task, chosen: Chosen) -> dict[str, Any]:
-    """Both engines at each place, in their turns. `places`: of each, what either gave in each round."""
+    """Both engines at each place, in their turns. `places`: of each, what either gave in each round; of one that does not fit,
+    nothing."""
     drafter = next(drafter for drafter in chosen.drafters if drafter == task.name)
-    specs = {"off": EngineSpec(drafter, room="long"), "plain": EngineSpec(room="long", stock=True)}
-    work = Path(chosen.work)
-    places: list[dict[str, Any]] = []
-    try:
-        for name in TURNS:
-            with MeteredEngine(specs[name], chosen, work, work / f"{task.file_name}.engines.log") as engine:
-                if name == "off":
-                    engine.hold(0)
-                places = places or places_within(engine.kv_tokens(), chosen.longest_tokens, chosen.sizes)
-                for place in places:
-                    size = place["rows"], place["context"], chosen.sizes.measured_tokens
-                    rounds = [engine.decode(*size, chosen.seed) for _ in range(chosen.sizes.rounds + 1)]
-                    place[name] += rounds[1:]  # the first round fills the cache of prompts, and compiles
-    except RuntimeError as error:
-        if "memory" not in str(error):
-            raise
-        return {"places": [], "unable": str(error)[:400]}
-    return {"places": places, "unable": ""}
+    rooms: dict[Room, int] = {"long": chosen.longest_tokens}
+    if chosen.shorter_tokens < chosen.longest_tokens:
+        rooms["short"] = chosen.shorter_tokens
+    unable, missed = "", list[dict[str, Any]]()
+    for room, longest in rooms.items():
+        specs = {"off": EngineSpec(drafter, room=room), "plain": EngineSpec(room=room, stock=True)}
+        try:
+            return {"places": [*_measured(specs, longest, chosen, f"{task.file_name}.engines.log"), *missed], "unable": unable}
+        except RuntimeError as error:
+            if "memory" not in str(error):
+                raise
+            unable = unable or str(error)[:400]
+            missed = missed or [_place(chosen.sizes.off_context_rows, longest - chosen.sizes.measured_tokens)]
+    return {"places": [], "unable": unable}
+
+
+def _measured(specs: Mapping[str, EngineSpec], longest_tokens: int, chosen: Chosen, log: str) -> list[dict[str, Any]]:
+    """Both engines in their turns at all places up to a context; a RuntimeError where one does not start."""
+    work, places = Path(chosen.work), list[dict[str, Any]]()
+    for name in TURNS:
+        with MeteredEngine(specs[name], chosen, work, work / log) as engine:
+            if name == "off":
+                engine.hold(0)
+            places = places or places_within(engine.kv_tokens(), longest_tokens, chosen.sizes)
+            for place in places:
+                size = place["rows"], place["context"], chosen.sizes.measured_tokens
+                rounds = [engine.decode(*size, chosen.seed) for _ in range(chosen.sizes.rounds + 1)]
+                place[name] += rounds[1:]  # the first round fills the cache of prompts, and compiles
+    return places
 
 
 def places_within(kv_tokens: int, longest_tokens: int, sizes: Sizes) -> list[dict[str, Any]]:
@@ -59,7 +72,11 @@ def places_within(kv_tokens: int, longest_tokens: int, sizes: Sizes) -> list[dic
     wanted = [(rows, min(SHORT_TOKENS, longest_tokens - sizes.measured_tokens)) for rows in sizes.off_rows]
     wanted.append((sizes.off_context_rows, longest_tokens - sizes.measured_tokens))
     found = [(min(rows, kv_tokens // (context + sizes.measured_tokens)), context) for rows, context in wanted]
-    return [{"rows": rows, "context": context, "off": [], "plain": []} for rows, context in dict.fromkeys(found) if rows]
+    return [_place(rows, context) for rows, context in dict.fromkeys(found) if rows]
+
+
+def _place(rows: int, context: int) -> dict[str, Any]:
+    return {"rows": rows, "context": context, "off": [], "plain": []}
 
 
 def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
@@ -69,9 +86,12 @@ def judge(outcomes: Outcomes, chosen: Chosen) -> Found:
     unable, answers, contexts = [], [], [0]
     for drafter, outcome in of_phase(NAME, outcomes).items():
         if outcome["unable"]:
-            unable.append(f"{drafter}: not measured, since the engine does not fit this machine: {outcome['unable']}")
+            what = "not measured at the longest context" if outcome["places"] else "not measured"
+            unable.append(f"{drafter}: {what}, since the engine does not fit this machine: {outcome['unable']}")
         for place in outcome["places"]:
             contexts.append(place["context"])
+            if not place["off"]:
+                continue  # it did not fit
             off, plain = (dict(enumerate(Speed(**each) for each in place[name])) for name in ("off", "plain"))
             if not (pairs := matched(off, plain)):
                 unable.append(f"{drafter}: {_named(place)}: no round in which all rows decoded at the same time")

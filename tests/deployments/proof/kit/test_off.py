@@ -65,9 +65,10 @@ class FakeEngine:
     started: ClassVar[list[EngineSpec]] = []
     held: ClassVar[list[int]] = []
     refuses: ClassVar[str] = ""
+    refused_rooms: ClassVar[tuple[str, ...]] = ("long", "short")
 
     def __init__(self, spec: EngineSpec, *_: object) -> None:
-        if self.refuses:
+        if self.refuses and spec.room in self.refused_rooms:
             raise RuntimeError(self.refuses)
         self.started.append(spec)
         self._seconds = 1.0 + 0.1 * len(self.started)
@@ -119,6 +120,29 @@ def test_a_target_that_does_not_fit_is_told_and_any_other_error_fails(performed:
     monkeypatch.setattr(FakeEngine, "refuses", "not steered: why")
     with pytest.raises(RuntimeError, match="not steered"):
         performed()
+
+
+def test_where_the_longest_context_does_not_fit_the_shorter_ones_are_measured_and_the_answer_says_so(
+    tmp_path: Path, performed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeEngine, "refuses", "32128 tokens need more KV cache memory")
+    monkeypatch.setattr(FakeEngine, "refused_rooms", ("long",))
+    on_a_gpu = dataclasses.replace(ON_RIG, rehearsal="", target=str(tmp_path), work=str(tmp_path))
+    outcome = off.perform(Task("off", "draft"), on_a_gpu)
+    assert [(each["rows"], each["context"]) for each in outcome["places"]] == [
+        (4, 64),
+        (8, 64),
+        (52, 64),
+        (2, 3968),
+        (4, 32000),
+    ]
+    run = good_run() | {"off.draft": outcome, "off.head": outcome}
+    found = phase_named("off").judge(run, ON_RIG)
+    first, *others = found.sentences
+    assert first.startswith("Off keeps the wanted 0.97 of plain vLLM's tokens a second wherever it was measured: ")
+    assert first.endswith("At the longest context: not measured, 32000 tokens.")
+    assert [row[2] for row in found.tables[0].rows] == ["64", "64", "64", "3968"] * 2
+    assert "draft: not measured at the longest context, since the engine does not fit this machine: 32128 tokens need" in others[0]
 
 
 def test_the_first_sentence_says_whether_off_is_plain_enough_and_how_it_is_at_the_longest_context() -> None:
