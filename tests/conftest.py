@@ -85,7 +85,11 @@ def pytest_configure(config: pytest.Config) -> None:
     its ResourceWarning then fails whichever test runs when it is collected. A loop set to None is an error that it handles.
     """
     asyncio.set_event_loop(None)
-    config.stash[UNTIL] = float(os.environ.get(BEGIN_UNTIL) or "inf")
+    given = os.environ.get(BEGIN_UNTIL) or "inf"
+    try:
+        config.stash[UNTIL] = float(given)
+    except ValueError:
+        raise pytest.UsageError(f"{BEGIN_UNTIL} is a Unix time in seconds, such as {time.time():.0f}, not {given!r}") from None
     if hasattr(config, "workerinput"):
         # What a test starts has no such time: a command's own pytest would skip its tests, and the command would fail.
         os.environ.pop(BEGIN_UNTIL, None)
