@@ -22,8 +22,8 @@ from nightjar.policy.wire.record import Record
 
 PLANNERS: Final = tuple(name for name in PLANNER_NAMES if name != "off")
 FORM: Final = (
-    f"off, shadow, auto, pin=K, a planner ({', '.join(PLANNERS)}) or the http(s) address of another server, each also as NAME=ARM "
-    "(again=off, plain=http://host:8001)"
+    f"off, shadow, auto, pin=K, a planner ({', '.join(PLANNERS)}), each also with a name of its own (again=off), or the address of "
+    "another server, always with one (plain=http://host:8001)"
 )
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=-]{0,39}")
 

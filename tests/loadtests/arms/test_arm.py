@@ -35,7 +35,7 @@ def test_an_arm_is_a_mode_a_planner_or_an_address_with_a_name_if_wanted(
         (["off", "pin=99"], "arm 'pin=99' is none of"),
         (["off", "off"], "arm off is there more than once; give the second a name of its own, again=off"),
         (["off", "plain=http://:1"], "server address 'http://:1'"),
-        (["off", "http://h:8001"], "arm 'http://h:8001' is none of"),
+        (["off", "http://h:8001"], "the address of another server, always with one (plain=http://host:8001)"),
         (["off", "a b=off"], "arm 'a b=off' is none of"),
     ],
 )
