@@ -73,6 +73,8 @@ class HttpClient:
             raise OperationError(
                 HTTPStatus.GATEWAY_TIMEOUT, f"{self._url} did not answer within {self._client.timeout.read:g} s{doubt}"
             ) from error
+        except UnicodeEncodeError as error:
+            raise OperationError(HTTPStatus.BAD_REQUEST, f"{error.object[:80]!r} cannot be sent: it is no text in UTF-8") from error
         except httpx.HTTPError as error:
             words = f"nothing answers at {self._url} ({error}); is Nightjar running, and is --url right?"
             raise OperationError(HTTPStatus.SERVICE_UNAVAILABLE, words) from error
@@ -84,7 +86,11 @@ class HttpClient:
 
 def address_of(url: str) -> SplitResult:
     """The parts of a policy's address. Raises OperationError for what is none."""
-    address = web_address(url)
+    try:
+        httpx.URL(url)
+        address = web_address(url)
+    except httpx.InvalidURL:  # a line end behind it, a name that no host can have
+        address = None
     if address is None:
         shown = without_credentials(repr(url))
         raise OperationError(HTTPStatus.BAD_REQUEST, f"url: {shown} is not an address such as {DEFAULT_URL}")
@@ -101,10 +107,11 @@ def refusal(url: str, code: int, body: bytes) -> str:
 
 
 def _options(route: Route, arguments: Sequence[object]) -> dict[str, Any]:
-    """Of httpx's request."""
+    """Of httpx's request. An object goes out whatever is in it, as nan: what is wrong with it the policy says, by its field."""
     left, options = list(arguments), dict[str, Any]()
     if route.body:
-        options["json" if route.body == "object" else "content"] = left.pop(0)
+        content = left.pop(0)
+        options["content"] = json.dumps(content) if route.body == "object" else content
     if route.query is not None:
         options["params"] = {route.query.name: left.pop(0)}
     return options
