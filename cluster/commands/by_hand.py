@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
 
 from nightjar.cluster.api.http_client import DEFAULT_URL
 from nightjar.cluster.api.operations import CANARY, FREEZE, MODE, Body
-from nightjar.cluster.commands.options import Output, OutputOption, TokenOption, UrlOption, call, escaped
+from nightjar.cluster.commands.options import Output, OutputOption, TokenOption, UrlOption, as_it_is, call
 from nightjar.cluster.display.times import format_duration, parse_duration
 from nightjar.policy.wire.operator import OBJECTIVES, PLANNER_NAMES
 from nightjar.policy.wire.status import NO_NEW
@@ -149,12 +148,12 @@ def mode(
     limit = f", steps of up to {max_step_ms:g} ms" if max_step_ms is not None else ""
     who = f", planner {planner}" if planner else ""
     what = f", objective {objective}" if objective else ""
-    console = Console(highlight=False)
-    console.print(f"{escaped(f'{scope} {name}'.strip())}: mode {escaped(value)}{escaped(who)}{limit}{escaped(what)}{until}")
+    console = as_it_is()
+    console.print(f"{f'{scope} {name}'.strip()}: mode {value}{who}{limit}{what}{until}")
     if value != "default":
         take_back = " ".join(["nightjar mode default", *([f"--{scope} {name}"] if name else [])])
         for line in what_ends_it(answer, for_s, take_back, scope):
-            console.print(f"  {escaped(line)}")
+            console.print(f"  {line}")
 
 
 @app.command()
@@ -184,7 +183,7 @@ def freeze(
         typer.echo(json.dumps(answer))
         return
     until = f" for {format_duration(for_s)}" if for_s is not None else ""
-    console = Console(highlight=False)
+    console = as_it_is()
     console.print("fleet: not frozen" if end else f"fleet: frozen{until}: {NO_NEW}")
     for line in () if end else what_ends_it(answer, for_s, "nightjar freeze --end"):
         console.print(f"  {line}")
@@ -260,4 +259,4 @@ def canary(
         typer.echo(json.dumps(answer))
         return
     found = answer["canary"] or {}
-    Console().print(escaped(str(found.get("words", "no canary runs"))), highlight=False)
+    as_it_is().print(found.get("words", "no canary runs"))

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
 
 from nightjar.cluster.api.access import TokenError, configured_token
-from nightjar.cluster.commands.options import Output, OutputOption, escaped, fail
+from nightjar.cluster.commands.options import Output, OutputOption, as_it_is, fail
 from nightjar.cluster.dashboards import DASHBOARDS
 from nightjar.cluster.dashboards.annotations import Annotation, RowsError, happened, phases, read_load_rows
 from nightjar.cluster.dashboards.grafana import Change, GrafanaError, GrafanaServer, annotate, checked_address, push
@@ -123,9 +122,9 @@ def _annotations(journal: Path | None, load: Path | None) -> list[Annotation]:
 
 def _show(changes: Iterable[Change], output: Output) -> None:
     """One line a thing, as soon as it is done."""
-    console = Console()
+    console = as_it_is()
     for change in changes:
         if output is Output.JSON:
             typer.echo(json.dumps(asdict(change)))
         else:
-            console.print(f"{change.outcome:<10}{change.kind} {escaped(change.name)}", highlight=False)
+            console.print(f"{change.outcome:<10}{change.kind} {change.name}")

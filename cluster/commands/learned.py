@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
 
 from nightjar.cluster.api.http_client import DEFAULT_URL
 from nightjar.cluster.api.operations import IMPORT, LEARNED, ImportedGroup
-from nightjar.cluster.commands.options import Output, OutputOption, TokenOption, UrlOption, call, escaped, fail
+from nightjar.cluster.commands.options import Output, OutputOption, TokenOption, UrlOption, as_it_is, call, fail
 from nightjar.cluster.storage.learned_file import MAX_FILE_BYTES, LearnedFileError, chosen_groups, chosen_table, parse_learned_file
 from nightjar.policy.status.stock_table import StockTable, as_yaml, in_words
 
@@ -60,10 +59,10 @@ def export_file(
         groups = [{"group_id": group.key.group_id, "cells": len(group.cells)} for group in learned.groups]
         typer.echo(json.dumps({"file": str(file), "incarnation": learned.about.incarnation, "groups": groups}))
         return
-    console = Console()
-    console.print(f"{escaped(str(file))}: {learned.in_words()}", highlight=False)
+    console = as_it_is()
+    console.print(f"{file}: {learned.in_words()}")
     for headline in learned.about.groups:
-        console.print(f"  {escaped(headline)}", highlight=False)
+        console.print(f"  {headline}")
 
 
 def _print_table(table: StockTable, output: Output) -> None:
@@ -105,7 +104,7 @@ def import_file(
         typer.echo(json.dumps(answer))
         return
     for taken in answer["groups"]:
-        Console().print(escaped(_taken(taken)), highlight=False)
+        as_it_is().print(_taken(taken))
 
 
 def _taken(group: ImportedGroup) -> str:

@@ -13,6 +13,7 @@ import typer
 import yaml
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from nightjar.cluster.api.access import (
     READ_TOKEN_VARIABLE,
@@ -108,8 +109,13 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
 
 def fail(message: str) -> NoReturn:
     """Print one line on stderr and leave with exit code 1."""
-    Console(stderr=True).print(f"[red]error:[/red] {escaped(message)}", soft_wrap=True, highlight=False)
+    Console(stderr=True).print(Text.assemble(("error:", "red"), f" {message}"), soft_wrap=True, highlight=False)
     raise typer.Exit(1)
+
+
+def as_it_is() -> Console:
+    """A console that takes nothing in a text for its own marks: no brackets, no names of emoji, as `:a:` in an address."""
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 def escaped(text: str) -> str:

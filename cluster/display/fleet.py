@@ -175,8 +175,8 @@ def replica_table(replicas: Sequence[ReplicaStatus], mode: Mode) -> Table:
     table.add_column("drafter", no_wrap=True)
     for replica in replicas:
         load = replica.load
-        cells = [
-            short_name(replica),
+        cells: list[RenderableType] = [
+            Text(short_name(replica)),  # in a string of a table, rich takes brackets for its tags
             *([str(replica.mode)] if with_mode else []),
             str(load.decode_batch_size),
             str(load.num_waiting_reqs),

@@ -1,4 +1,4 @@
-"""What a person may type that is no number, no text or no address: one line and exit code 1, never a traceback."""
+"""What a person may type that is no number, no text or no address, and names that look like marks of a terminal's."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from nightjar.cluster import cli
 from nightjar.cluster.api.operations import CanaryRequest, ModeRequest, OperationError, checked
+from tests.cluster.fleets import some_fleet
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -58,3 +59,21 @@ def test_an_address_that_no_host_can_have_is_one_line(url: str, monkeypatch: pyt
     refused = call("status")
     assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1), refused.exception
     assert "is not an address such as http://127.0.0.1:8000" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["llama[v2]", "chat[/prod]", "[bold]chat", "team:x:chat"])
+def test_a_name_with_brackets_or_colons_is_shown_as_it_is(serve: Callable[[Handler], list[httpx.Request]], name: str) -> None:
+    known = some_fleet()
+    replicas = tuple(one.model_copy(update={"application": name, "replica_id": f"{name}#LLM#abc"}) for one in known.replicas)
+    fleet = known.model_copy(update={"replicas": replicas}).model_dump(mode="json")
+    outlives = {"head": False, "upgrade": False, "folder": f"/srv/{name}"}
+    answers = {"GET": fleet, "POST": {"override": {}, "freeze": {}, "outlives": outlives}}
+    serve(lambda request: httpx.Response(200, json=answers[request.method]))
+    assert f" {name}/abc " in call("status").stdout
+    assert f"application {name}: mode off" in call("mode", "off", "--application", name).stdout
+    assert f"kept in /srv/{name}: " in call("freeze").stdout
+
+
+def test_an_address_in_an_error_is_shown_as_it_is(serve: Callable[[Handler], list[httpx.Request]]) -> None:
+    serve(lambda _: httpx.Response(404))
+    assert "http://[fd00:a:b::1]:8000/nightjar/status answered 404" in call("status", "--url", "http://[fd00:a:b::1]:8000").stderr
