@@ -149,9 +149,10 @@ class Outlives(TypedDict):
 
 
 class ModeAnswer(TypedDict):
-    """The override in force (None: taken back). Older releases do not say what it outlives."""
+    """The override in force (None: taken back, if there `was_set` one). Older releases do not say what it outlives."""
 
     override: dict[str, object] | None
+    was_set: NotRequired[bool]
     outlives: NotRequired[Outlives]
 
 

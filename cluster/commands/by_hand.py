@@ -150,6 +150,8 @@ def mode(
     what = f", objective {objective}" if objective else ""
     console = as_it_is()
     console.print(f"{f'{scope} {name}'.strip()}: mode {value}{who}{limit}{what}{until}")
+    if answer.get("was_set") is False:
+        console.print(f"  no mode of this {scope} was set by hand: nothing has changed; `nightjar status` shows what is")
     if value != "default":
         take_back = " ".join(["nightjar mode default", *([f"--{scope} {name}"] if name else [])])
         for line in what_ends_it(answer, for_s, take_back, scope):

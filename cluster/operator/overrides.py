@@ -6,7 +6,7 @@ raises `OperationError` with the field, the value and what is allowed; the overr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 from pydantic import ValidationError
@@ -27,8 +27,11 @@ from nightjar.policy.wire.record import MAX_NAMED
 from nightjar.policy.wire.status import OverrideStatus, shown_name
 
 
-def parse_mode_request(values: Mapping[str, object], slots: Mapping[str, Slot], settings: OperatorSettings) -> ModeRequest:
-    """The request that `values` spell, checked against the replicas that report now and the settings. Raises OperationError."""
+def parse_mode_request(
+    values: Mapping[str, object], slots: Mapping[str, Slot], settings: OperatorSettings, overrides: Sequence[ModeOverride] = ()
+) -> ModeRequest:
+    """The request that `values` spell, checked against the replicas that report now, the settings and the `overrides` in force.
+    Raises OperationError."""
     if not isinstance(values, Mapping) or "mode" not in values:
         raise refused(f"mode: missing in {str(values)[:80]!r}; allowed are auto, shadow, off, pin=K and default")
     try:
@@ -41,12 +44,14 @@ def parse_mode_request(values: Mapping[str, object], slots: Mapping[str, Slot], 
         check_aims(request.mode, request.max_step_ms, request.objective)
         check_planner(request.scope, request.mode, request.planner)
         _check_planner_can_run(request, settings)
+        if request.mode is None and request.for_s is not None:
+            raise ValueError(f"for_s: {request.for_s:g} with mode default, which takes an override back for good; leave it out")
     except ValueError as error:
         raise refused(str(error)) from error
     if (request.scope == "fleet") != (request.name == ""):
         raise refused(f"name: {request.name!r} with scope {request.scope}; scope fleet takes no name, the others need one")
     if request.scope == "replica":
-        request = request.model_copy(update={"name": _replica_id(request.name, slots)})
+        request = request.model_copy(update={"name": _replica_id(request.name, slots, overrides)})
     if request.mode is not None:
         _check_against_replicas(request, request.mode, slots)
     return request
@@ -109,10 +114,15 @@ def _check_planner_can_run(request: ModeRequest, settings: OperatorSettings) -> 
         )
 
 
-def _replica_id(name: str, slots: Mapping[str, Slot]) -> str:
-    """The id of the one replica that `status` shows by this name, else the name."""
-    shown = [replica_id for replica_id, slot in slots.items() if shown_name(slot.application, replica_id) == name]
-    return shown[0] if len(shown) == 1 and name not in slots else name
+def _replica_id(name: str, slots: Mapping[str, Slot], overrides: Sequence[ModeOverride]) -> str:
+    """The id of the one replica that `status` shows by this name, also of one that is gone and left an override; else the name.
+
+    An id of Ray Serve's begins with its application.
+    """
+    applications = {held.name: held.name.partition("#")[0] for held in overrides if held.scope == "replica"}
+    applications |= {replica_id: slot.application for replica_id, slot in slots.items()}
+    shown = [replica_id for replica_id, application in applications.items() if shown_name(application, replica_id) == name]
+    return shown[0] if len(shown) == 1 and name not in applications else name
 
 
 def _check_against_replicas(request: ModeRequest, mode: Mode, slots: Mapping[str, Slot]) -> None:

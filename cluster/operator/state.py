@@ -152,15 +152,17 @@ class OperatorState:
     def set_mode(self, values: Mapping[str, object], now_s: float) -> tuple[ModeAnswer, str]:
         """Set or take back one override, checked against the replicas that report; forget what was learned, where that is asked."""
         policy = self._controller
-        request = parse_mode_request(values, policy.issuer.slots, policy.settings)
-        policy.overrides, override = apply_request(policy.overrides, request, now_s)
+        before = policy.overrides
+        request = parse_mode_request(values, policy.issuer.slots, policy.settings, before)
+        policy.overrides, override = apply_request(before, request, now_s)
         if values.get("learned") == "reset":
             policy.forget()
         self._note_said((request.scope, request.name))
         self._checkpoint.keep(overrides=policy.overrides)
-        return {
-            "override": to_plain(override_status(override, now_s)) if override else None
-        }, f"override: {request_in_words(request)}"
+        answer: ModeAnswer = {"override": to_plain(override_status(override, now_s)) if override else None}
+        if override is None:
+            answer["was_set"] = policy.overrides != before
+        return answer, f"override: {request_in_words(request)}"
 
     def set_freeze(self, values: Mapping[str, object], now_s: float) -> tuple[FreezeAnswer, str]:
         """Begin, prolong or end a freeze. It holds the plans that the fleet runs."""

@@ -77,3 +77,11 @@ def test_a_name_with_brackets_or_colons_is_shown_as_it_is(serve: Callable[[Handl
 def test_an_address_in_an_error_is_shown_as_it_is(serve: Callable[[Handler], list[httpx.Request]]) -> None:
     serve(lambda _: httpx.Response(404))
     assert "http://[fd00:a:b::1]:8000/nightjar/status answered 404" in call("status", "--url", "http://[fd00:a:b::1]:8000").stderr
+
+
+def test_a_mode_that_is_taken_back_where_none_was_set_is_told_so(serve: Callable[[Handler], list[httpx.Request]]) -> None:
+    was_set = iter([False, True])
+    serve(lambda _: httpx.Response(200, json={"override": None, "was_set": next(was_set)}))
+    misspelt, taken_back = (call("mode", "default", "--application", name) for name in ("caht", "chat"))
+    assert "no mode of this application was set by hand: nothing has changed" in misspelt.stdout
+    assert taken_back.stdout == "application chat: mode default\n"

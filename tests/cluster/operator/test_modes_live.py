@@ -91,7 +91,7 @@ async def test_taking_a_mode_back_is_journaled_and_survives_a_restart(scope: str
         for mode in ("pin=3", "default"):
             answer = await service.set_mode({"mode": mode, "scope": scope, "name": name})
             await settled(service, replica, rounds=2)
-        assert answer == {"override": None}
+        assert answer == {"override": None, "was_set": True}
         assert str(replica.mode) == "shadow"
         assert f"override: {scope} {name}".strip() + " default" in journal.causes
     async with running_service(store) as service:
@@ -100,4 +100,4 @@ async def test_taking_a_mode_back_is_journaled_and_survives_a_restart(scope: str
 
 async def test_taking_back_what_nobody_set_is_no_error() -> None:
     async with running_service() as service:
-        assert (await service.set_mode({"mode": "default"})) == {"override": None}
+        assert (await service.set_mode({"mode": "default"})) == {"override": None, "was_set": False}

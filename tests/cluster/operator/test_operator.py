@@ -67,6 +67,7 @@ async def test_wrong_settings_keep_the_old_ones_and_name_the_field(values: objec
         ({"mode": "auto", "max_step_ms": 0}, "max_step_ms"),
         ({"mode": "pin=2", "max_step_ms": 40}, "max_step_ms: 40 with mode pin=2, which plans nothing; allowed are auto and shadow"),
         ({"mode": "default", "max_step_ms": 40}, "max_step_ms: 40 with mode default"),
+        ({"mode": "default", "for_s": 1800}, "for_s: 1800 with mode default, which takes an override back for good; leave it out"),
         ({"mode": "off", "objective": "throughput"}, "objective: throughput with mode off, which plans nothing"),
         ({"mode": "auto", "objective": "speed"}, "objective: Input should be 'latency' or 'throughput'"),
         (
@@ -116,6 +117,16 @@ async def test_a_replica_is_overridden_and_released_by_the_name_that_status_show
         await service.set_mode({"mode": "off", "scope": "replica", "name": "chat/r1"})
         assert [override.name for override in service.status().overrides] == ["r1"]
         await service.set_mode({"mode": "default", "scope": "replica", "name": "chat/r1"})
+        assert service.status().overrides == ()
+
+
+async def test_an_override_of_a_replica_that_is_gone_is_taken_back_by_the_name_that_status_showed() -> None:
+    async with running_service() as service:
+        await settled(service, Replica("chat#LLM#x1"))
+        await service.set_mode({"mode": "off", "scope": "replica", "name": "chat/x1"})
+        await asyncio.sleep(60.0)
+        assert service.status().replicas == ()
+        assert (await service.set_mode({"mode": "default", "scope": "replica", "name": "chat/x1"}))["was_set"]
         assert service.status().overrides == ()
 
 
