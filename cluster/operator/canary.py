@@ -78,12 +78,13 @@ def begun(
         raise refused(str(error)) from error
     expires_at_s = None if request.for_s is None else now_s + request.for_s
     order = CanaryOrder.model_validate(dict(request) | {"since_s": now_s, "expires_at_s": expires_at_s, "over": settings.mode})
-    if not _has_arms(order, fleet):
+    controls = _controls(order, fleet)
+    if not controls:
         field, value = ("share", order.share) if order.share is not None else ("application", order.application)
         raise refused(
             f"{field}: {value!r}, and no group has both a canary and a control: {order.whom()} must be one at least and leave one"
         )
-    return replace(fleet, canary=begin(order, now_s))
+    return replace(fleet, canary=replace(begin(order, now_s), controls=controls))
 
 
 def ended(fleet: FleetState, how: Literal["ended", "promoted"], now_s: float) -> FleetState:
@@ -140,8 +141,9 @@ def _waits_for_a_mode(
     return ""
 
 
-def _has_arms(order: CanaryOrder, fleet: FleetState) -> bool:
+def _controls(order: CanaryOrder, fleet: FleetState) -> int:
+    """How many replicas the canary would be held against, before the next decision leaves out those that something is set for."""
     groups: dict[str, dict[str, str]] = {}
     for replica_id, replica in fleet.replicas.items():
         groups.setdefault(replica.group_id, {})[replica_id] = replica.report.application
-    return any(arms_of(order, applications).canary for applications in groups.values())
+    return sum(len(arms_of(order, applications).control) for applications in groups.values())

@@ -71,6 +71,16 @@ async def work_until(service: PolicyService, phase: str, *replicas: Working) -> 
     raise AssertionError(f"no {phase}: {service.status().policy.canary}")
 
 
+async def test_what_a_canary_is_answered_with_when_it_begins_does_not_say_that_it_has_no_control() -> None:
+    journal = MemoryJournal()
+    async with running_service(journal=journal) as service:
+        await settled(service, Replica("r1"), Replica("r2"))
+        words = ((await service.canary(CANARY))["canary"] or {})["words"]
+        assert words == "canary mode pin=3 on 50 % of the replicas: baseline, 0 of 8 blocks of 1 s"
+        await asyncio.sleep(2.0)
+        assert words in journal.causes
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [
