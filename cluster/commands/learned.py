@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -122,7 +123,10 @@ def _read(file: Path) -> bytes:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Whole or not at all: a file that was cut would be refused where it is needed."""
+    """Whole or not at all: a file that was cut would be refused where it is needed. A link stays one."""
+    file = file.resolve()
+    if file.exists() and not file.is_file():  # a device would be replaced by a file
+        raise OSError(errno.EINVAL, "a folder or a device; name a file")
     part = file.with_name(f".{file.name}.part")
     try:
         part.write_bytes(content)

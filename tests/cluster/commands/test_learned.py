@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,30 @@ def test_export_writes_the_file_and_says_what_is_in_it(serve: Callable[[Handler]
     assert parse_learned_file(target.read_bytes()) == some_file()
     assert "out.json: 1 group with 30 cells, written 2026-05-01T12:00:00+00:00 by incarnation 3" in done.stdout
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("place", [".", "/", "pipe"])
+def test_what_is_no_file_is_not_written_over(
+    serve: Callable[[Handler], list[httpx.Request]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    serve(learned)
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    failed = call("export", place)
+    assert (failed.exit_code, failed.stderr) == (1, f"error: {place}: a folder or a device; name a file\n")
+    assert Path("pipe").is_fifo()
+
+
+def test_an_export_through_a_link_writes_where_it_leads(
+    serve: Callable[[Handler], list[httpx.Request]], tmp_path: Path, file: Path
+) -> None:
+    serve(learned)
+    file.write_text("older")
+    link = tmp_path / "latest.json"
+    link.symlink_to(file)
+    assert call("export", str(link)).exit_code == 0
+    assert link.is_symlink()
+    assert parse_learned_file(file.read_bytes()) == some_file()
 
 
 def test_export_as_json_names_groups_and_cells(serve: Callable[[Handler], list[httpx.Request]], tmp_path: Path) -> None:
