@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("websockets")
+from nightjar.policy.wire.mode import Mode
+from nightjar.policy.wire.settings import TableRow, k_at
 from nightjar.policy.wire.status import FleetStatus
 from tests.cluster.page.devtools import BROWSER, Page, new_page, running_browser
 from tests.cluster.page.fake_policy import ChangingPolicy, learned_fleet, served
@@ -170,10 +172,15 @@ def test_a_policy_that_never_answered_leaves_nothing_but_the_notice(page: Page, 
 
 def test_without_a_replica_the_page_waits_for_the_first(page: Page, url: str, policy: ChangingPolicy) -> None:
     everything = policy.fleet
-    policy.fleet = everything.model_copy(update={"replicas": (), "groups": ()})
+    nobody_yet = everything.policy.model_copy(update={"reports": 0})
+    policy.fleet = everything.model_copy(update={"policy": nobody_yet, "replicas": (), "groups": ()})
     look(page, url)
     assert "No replica has reported yet" in page.text("main")
     assert not page.evaluate("document.querySelector('.replicas').checkVisibility()")
+    policy.fleet = everything.model_copy(update={"replicas": ()})
+    page.wait_for(
+        "document.querySelector('#no-replica').innerText.startsWith('No replica reports any more, 9 reports came before')"
+    )
     policy.fleet = everything
     page.wait_for(f"{ROWS}.length === 5")
 
@@ -261,6 +268,28 @@ def test_it_works_with_and_without_the_slash_behind_its_prefix(page: Page, url: 
         page.open(address)
         page.wait_for("!document.querySelector('#fleet').hidden")
         assert page.evaluate("location.href") == address
+
+
+def test_the_plans_k_is_marked_where_an_engine_runs_it_also_in_a_gap_of_the_plan(
+    page: Page, url: str, policy: ChangingPolicy
+) -> None:
+    (group,) = policy.fleet.groups
+    rows = (
+        TableRow(first_batch_size=2, last_batch_size=3, num_speculative_tokens=3),
+        TableRow(first_batch_size=8, last_batch_size=11, num_speculative_tokens=1),
+    )
+    policy.fleet = policy.fleet.model_copy(update={"groups": (group.model_copy(update={"rows": rows}),)})
+    look(page, url)
+    heat = "[...document.querySelectorAll('.heat tbody tr')]"
+    marked = f"{heat}.map((row) => [...row.children].findIndex((one) => one.matches('.planned')) - 1)"
+    assert page.evaluate(marked) == [k_at(rows, batch) for batch in (1, 2, 3, 4, 6, 8, 12, 16)]
+
+
+def test_what_is_set_by_hand_shows_with_its_planner_limit_and_objective(page: Page, url: str, policy: ChangingPolicy) -> None:
+    aims = {"mode": Mode.parse("auto"), "planner": "nightjar", "max_step_ms": 40.0, "objective": "throughput"}
+    policy.fleet = policy.fleet.model_copy(update={"overrides": (policy.fleet.overrides[0].model_copy(update=aims),)})
+    look(page, url)
+    assert "auto, planner nightjar, steps of up to 40 ms, objective throughput" in page.text("#overrides tbody")
 
 
 def test_a_planner_that_does_not_learn_shows_what_was_measured_alone(page: Page, url: str, policy: ChangingPolicy) -> None:
