@@ -78,14 +78,15 @@ class RotatedLines:
 
     def holds_s(self, now_s: float) -> float | None:
         """Seconds that all files together hold at the pace of the last two files, or of the last minute where those were faster;
-        None in the first minute.
+        None in the first minute, and where nothing was written since its first line.
 
         Called from any thread: a line more or less does not matter.
         """
         if self._began is None or now_s - self._began[0] < MEASURED_S:
             return None
         began_s, before = self._began
-        return self._max_file_bytes * self._max_files * (now_s - began_s) / max(self._bytes - before, 1)
+        written = self._bytes - before
+        return self._max_file_bytes * self._max_files * (now_s - began_s) / written if written else None
 
     def append(self, line: bytes, at_s: float) -> bool:
         """Append `line`, which holds no newline, rotating before a file would grow past its limit. False where it was lost.

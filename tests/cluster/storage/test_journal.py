@@ -145,6 +145,14 @@ def test_a_journal_of_less_than_a_minute_says_nothing_of_what_it_keeps(tmp_path:
     assert journal.holds_s(30.0) is None
 
 
+def test_a_journal_of_a_fleet_in_which_nothing_happens_says_nothing_of_what_it_keeps(tmp_path: Path) -> None:
+    journal = JournalFile(tmp_path)
+    journal.write(entry(time_s=0.0))
+    assert journal.holds_s(600.0) is None, "and not 466,000 days"
+    journal.write(entry(time_s=900.0))
+    assert journal.holds_s(1_800.0) is not None
+
+
 def test_the_size_of_a_journal_is_chosen_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SIZE_VARIABLE, "2048")
     assert chosen_file_bytes() * MAX_FILES == 2048 << 20
