@@ -41,13 +41,17 @@ class Annotation:
 
 
 def happened(entries: Iterable[JournalEntry]) -> Iterator[Annotation]:
-    """Every lease that was granted, and every start of the policy actor after the journal's first."""
-    incarnation: int | None = None
+    """Every lease that was granted, and every start of the policy actor after the journal's first, or rise of its incarnation."""
+    before: tuple[int, int] | None = None
     granted: set[tuple[str, int]] = set()
     for entry in entries:
-        if incarnation is not None and entry.incarnation > incarnation:
-            yield _moment(f"policy actor started anew (incarnation {entry.incarnation})", POLICY_TAG, entry.time_s)
-        incarnation = entry.incarnation
+        if before is not None and entry.incarnation > before[0]:
+            has_started = entry.tick <= before[1]  # they count from its start
+            what = (
+                "policy actor started anew" if has_started else "policy actor heard of another one's incarnation and rose above it"
+            )
+            yield _moment(f"{what} (incarnation {entry.incarnation})", POLICY_TAG, entry.time_s)
+        before = entry.incarnation, entry.tick
         wishes = {
             (replica.replica_id, replica.restart_wish.wish_id): replica.restart_wish
             for replica in entry.replicas

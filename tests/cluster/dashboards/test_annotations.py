@@ -86,6 +86,11 @@ def test_a_new_incarnation_of_the_policy_is_a_moment_and_the_first_one_is_none()
     assert (found.text, found.tags) == ("policy actor started anew (incarnation 5)", ("nightjar", "policy"))
 
 
+def test_an_incarnation_that_rose_while_the_policy_ran_is_no_start() -> None:
+    (found,) = happened([entry(7, incarnation=4), entry(8, incarnation=9)])
+    assert found.text == "policy actor heard of another one's incarnation and rose above it (incarnation 9)"
+
+
 def test_phases_are_told_apart_by_when_requests_were_due_however_late_they_were_sent(tmp_path: Path) -> None:
     rows = write_rows(
         tmp_path / "rows.jsonl",
