@@ -109,7 +109,7 @@ class OperatorState:
         freeze = self._controller.freeze if FREEZE in self._said else handed.freeze
         is_first = before.heard != "predecessor"
         news = [f"{found.canary}: ended with the cluster before"] if is_first and found.canary else []
-        if overrides != self._controller.overrides or freeze != self._controller.freeze:
+        if set(overrides) != set(self._controller.overrides) or freeze != self._controller.freeze:
             self._controller.overrides, self._controller.freeze = overrides, freeze
             self._checkpoint.keep(overrides=overrides, freeze=freeze)
             said = [f"{in_words(held)} ({held.reason})" if held.reason else in_words(held) for held in carried]

@@ -190,6 +190,17 @@ async def test_what_is_set_in_the_new_cluster_wins_over_what_is_carried_over() -
 
 
 @pytest.mark.looptime
+async def test_what_is_set_in_the_new_cluster_does_not_have_what_was_carried_over_told_again() -> None:
+    journal = MemoryJournal()
+    async with old_cluster({"mode": "off"}) as old, new_cluster(Service(old), journal=journal) as new:
+        await settled(new, Replica())
+        await new.set_mode({"mode": "pin=2", "scope": "application", "name": "chat"})
+        await asyncio.sleep(3 * HEED_PERIOD_S)
+        assert modes(new) == {"fleet": "off", "application chat": "pin=2"}
+        assert len([cause for cause in journal.causes if "in the cluster before" in cause]) == 1
+
+
+@pytest.mark.looptime
 async def test_a_policy_that_is_restarted_in_between_keeps_what_it_took_and_still_hears() -> None:
     store = MemoryStore()
     said = {"mode": "pin=2", "scope": "application", "name": "chat"}
