@@ -35,7 +35,10 @@ from nightjar.deployments.llm_config import ASSUMED_MAX_NUM_SEQS, num_ranks, num
 
 HEADER: Final = "# Made by `nightjar migrate` from this command, which `nightjar migrate --remove` gives back:"
 COMMAND_LINE: Final = "#$ "
-_COMMAND: Final = re.compile(r"^\s*(\w+=\S*\s+)*(exec\s+)?(vllm\s+serve\b|python3?\s+-m\s+vllm\.entrypoints\.openai\.api_server\b)")
+_CONTINUED: Final = re.compile(r"\\\r?\n")
+_VARIABLE: Final = r"""\w+=("[^"]*"|'[^']*'|\$\([^)]*\)|\\.|[^\s"'\\])*"""
+_SERVER: Final = r"(\S*/)?(vllm\s+serve\b|python[0-9.]*\s+-m\s+vllm\.entrypoints\.openai\.api_server\b)"
+_COMMAND: Final = re.compile(rf"\s*({_VARIABLE}\s+)*(exec\s+)?{_SERVER}")
 _ALIASES: Final = {
     "-tp": "tensor_parallel_size",
     "-pp": "pipeline_parallel_size",
@@ -86,7 +89,7 @@ def is_command(text: str) -> bool:
     >>> is_command("vllm serve Qwen/Qwen3-8B -tp 2"), is_command("applications: []")
     (True, False)
     """
-    lines = (line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+    lines = (line for line in _CONTINUED.sub(" ", text).splitlines() if line.strip() and not line.lstrip().startswith("#"))
     return bool(_COMMAND.match(next(lines, "")))
 
 
@@ -120,7 +123,7 @@ def config_to_command(text: str) -> str | None:
 
 def parse_command(text: str) -> VllmCommand:
     """Read a command line. Raises SourceError."""
-    plain = _without_comments(re.sub(r"\\\r?\n", " ", text))
+    plain = _without_comments(_CONTINUED.sub(" ", text))
     try:
         words = shlex.split(plain)
     except ValueError as error:
@@ -130,7 +133,7 @@ def parse_command(text: str) -> VllmCommand:
         name, _, value = words.pop(0).partition("=")
         environment[name] = value
     words = words[1:] if words[:1] == ["exec"] else words
-    words = words[2:] if words[:2] == ["vllm", "serve"] else words[3:]
+    words = words[2:] if words[1:2] == ["serve"] else words[3:]
     model, arguments = _read_words(words)
     model = arguments.pop("model", None) or model
     if not model:

@@ -267,7 +267,11 @@ COMMANDS: Final = {
     "json and environment": "VLLM_LOGGING_LEVEL=DEBUG vllm serve someone/chat-7b "
     '--speculative-config \'{"method": "draft_model", "model": "someone/draft", "num_speculative_tokens": 5}\'',
     "continued": "vllm serve someone/chat-7b \\\n    --max-num-seqs 64 \\\n    --trust-remote-code   # it has code of its own",
+    "variables on lines of their own": "VLLM_USE_V1=1 \\\n  HF_HOME='/data/hub cache' OMP_NUM_THREADS=\"4\" \\\n"
+    "vllm \\\n  serve someone/chat-7b",
+    "by its path": "/opt/venv/bin/vllm serve someone/chat-7b --port 9000",
     "script": "#!/bin/sh\n# our server\nexec vllm serve ./models/chat \\\n  --host 127.0.0.1",
+    "another Python": "/usr/bin/python3.12 -m vllm.entrypoints.openai.api_server --model someone/chat-7b",
     "old entry point": "python -m vllm.entrypoints.openai.api_server --model someone/chat-7b "
     "--allowed-origins '[\"*\"]' --max-num-seqs 8",
 }

@@ -18,7 +18,7 @@ from nightjar.deployments.configuration.migrate import change as change_module
 from nightjar.deployments.configuration.migrate.adoption import add_nightjar
 from nightjar.deployments.configuration.migrate.change import plan_change
 from nightjar.deployments.configuration.migrate.removal import remove_nightjar
-from nightjar.deployments.configuration.migrate.vllm_command import command_to_config, config_to_command, parse_command
+from nightjar.deployments.configuration.migrate.vllm_command import command_to_config, config_to_command, is_command, parse_command
 from tests.deployments.configuration.samples import COMMANDS, RAY_SERVICES, SERVE_FILES
 
 YAML_FILES = SERVE_FILES | {f"RayService, {name}": text for name, text in RAY_SERVICES.items()}
@@ -230,6 +230,7 @@ def test_a_command_becomes_a_config_and_the_same_command_again(command: str) -> 
     config = command_to_config(command)
     assert [line.text("f") for line in check_text(config).findings if line.severity == "error"] == []
     assert config_to_command(config) == f"{command}\n"
+    assert is_command(command)
 
 
 def test_a_command_says_what_it_said() -> None:
