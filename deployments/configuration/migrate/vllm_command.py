@@ -39,16 +39,33 @@ _CONTINUED: Final = re.compile(r"\\\r?\n")
 _VARIABLE: Final = r"""\w+=("[^"]*"|'[^']*'|\$\([^)]*\)|\\.|[^\s"'\\])*"""
 _SERVER: Final = r"(\S*/)?(vllm\s+serve\b|python[0-9.]*\s+-m\s+vllm\.entrypoints\.openai\.api_server\b)"
 _COMMAND: Final = re.compile(rf"\s*({_VARIABLE}\s+)*(exec\s+)?{_SERVER}")
-_ALIASES: Final = {
+SHORT_OPTIONS: Final = {
     "-tp": "tensor_parallel_size",
     "-pp": "pipeline_parallel_size",
+    "-dcp": "decode_context_parallel_size",
+    "-pcp": "prefill_context_parallel_size",
     "-dp": "data_parallel_size",
+    "-dpn": "data_parallel_rank",
+    "-dpr": "data_parallel_start_rank",
+    "-dpl": "data_parallel_size_local",
+    "-dpa": "data_parallel_address",
+    "-dpp": "data_parallel_rpc_port",
+    "-dpb": "data_parallel_backend",
+    "-dph": "data_parallel_hybrid_lb",
+    "-dpe": "data_parallel_external_lb",
+    "-dpm": "data_parallel_multi_port_external_lb",
     "-ep": "enable_expert_parallel",
+    "-n": "nnodes",
+    "-r": "node_rank",
     "-q": "quantization",
     "-sc": "speculative_config",
+    "-dc": "diffusion_config",
     "-cc": "compilation_config",
     "-ac": "attention_config",
+    "-asc": "api_server_count",
+    "-O": "optimization_level",  # also without a space, as in -O3
 }
+"""Of one dash. A test holds them against vLLM's own."""
 _NUMBERS: Final = (
     "max_num_seqs",
     "tensor_parallel_size",
@@ -60,6 +77,8 @@ _NUMBERS: Final = (
 _HTTP_OPTIONS: Final = ("host", "port", "root_path", "ssl_keyfile", "ssl_certfile", "ssl_ca_certs")
 _JSON_LISTS: Final = frozenset({"allowed_origins", "allowed_methods", "allowed_headers"})
 """One word on the command line, a JSON list."""
+_REPEATED: Final = frozenset({"middleware"})
+"""One word on the command line, which may be there several times."""
 _NUMBER_LISTS: Final = frozenset({"cudagraph_capture_sizes", "device_ids", "numa_bind_nodes"})
 _UNITS: Final = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _WITH_UNITS: Final = frozenset({"kv_cache_memory_bytes", "safetensors_prefetch_block_size"})
@@ -185,11 +204,13 @@ def _read_words(words: list[str]) -> tuple[str, dict[str, Any]]:
                 raise SourceError(1, f"{shown(word)}: neither an option nor the model, which is {model}; take it out")
             model = word
             continue
+        if word.startswith("-O") and word != "-O":
+            word = f"-O={word.removeprefix('-O').removeprefix('=')}"
         option, equals, given = word.partition("=")
         path, negated = _name(option)
         if path[0] in FLAGS and not equals:
             value: Any = not negated
-        elif path[0] in LISTS - _JSON_LISTS and not equals:
+        elif path[0] in LISTS - _JSON_LISTS - _REPEATED and not equals:
             value = []
             while rest and not rest[0].startswith("-"):
                 value.append(_item(path[0], rest.pop(0)))
@@ -198,15 +219,14 @@ def _read_words(words: list[str]) -> tuple[str, dict[str, Any]]:
                 raise SourceError(1, f"{option}: no value behind it; add one")
             text = given if equals else rest.pop(0)
             value = [_item(path[0], text)] if path[0] in LISTS - _JSON_LISTS else _value(path[0], text)
+            value = [*arguments.get(path[0], ()), *value] if path[0] in _REPEATED else value
         _put(arguments, path, value)
     return model, arguments
 
 
 def _name(option: str) -> tuple[list[str], bool]:
     """An option's name, split at dots (`--speculative-config.method`), and whether it says no."""
-    if option in _ALIASES:
-        return [_ALIASES[option]], False
-    head, *rest = option.removeprefix("--").split(".")
+    head, *rest = SHORT_OPTIONS.get(option, option.removeprefix("--")).split(".")
     name = head.replace("-", "_")
     if name in _REFUSED:
         raise SourceError(1, f"{option}: {_REFUSED[name]}")
@@ -244,7 +264,7 @@ def _value(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        if text[:1] in "{[":
+        if text.startswith(("{", "[")):
             raise SourceError(1, f"--{name.replace('_', '-')}: {shown(text)} is not JSON ({error}); mend it") from error
         return text
 
@@ -315,6 +335,8 @@ def _words(name: str, value: Any) -> list[str]:
     option = f"--{name.replace('_', '-')}"
     if name in FLAGS:
         return [option if value else option.replace("--", "--no-", 1)]
+    if name in _REPEATED and isinstance(value, list):
+        return [word for part in value for word in (option, shlex.quote(str(part)))]
     if name in LISTS - _JSON_LISTS and isinstance(value, list):
         return [option, *(shlex.quote(str(part)) for part in value)]
     return [option, shlex.quote(value if isinstance(value, str) else json.dumps(value))]

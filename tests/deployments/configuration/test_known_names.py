@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nightjar.deployments.configuration.check import serve_schema
 from nightjar.deployments.configuration.check.deployed import as_deployed
 from nightjar.deployments.configuration.check.engine_facts import environment_of
 from nightjar.deployments.configuration.check.engine_schema import SPECULATIVE_METHODS
+from nightjar.deployments.configuration.migrate.vllm_command import SHORT_OPTIONS
 from nightjar.deployments.llm_config import read_args
 from tests.contract.__main__ import FOLDER, VERSIONS
 from tests.contract.touched import ROOT
@@ -55,6 +57,20 @@ def test_argument_names_are_vllms(vllm_folder: Path) -> None:
     flags = {name for name, kind in (engine | server).items() if set(kind.split(" | ")) <= {"bool", "None"}}
     assert flags == vllm_names.FLAGS
     assert {name for name, kind in (engine | server).items() if set(kind.split(" | ")) <= {"str", "None"}} == vllm_names.TEXTS
+
+
+def short_options_of(file: Path) -> dict[str, str]:
+    """Options of one dash, each with the argument that it is short for."""
+    calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    names = [[str(word.value) for word in call.args if isinstance(word, ast.Constant)] for call in calls]
+    pairs = [pair for pair in names if len(pair) == 2 and pair[0].startswith("--") and re.match("-[a-z]", pair[1])]
+    return {short: long.removeprefix("--").replace("-", "_") for long, short in pairs}
+
+
+def test_short_options_are_vllms(vllm_folder: Path) -> None:
+    engine = short_options_of(vllm_folder / "engine/arg_utils.py")
+    server = short_options_of(vllm_folder / "entrypoints/launchers/cli_args.py")
+    assert {**engine, **server, "-O": "optimization_level"} == SHORT_OPTIONS
 
 
 def argument_names(folder: Path) -> tuple[set[str], set[str]]:

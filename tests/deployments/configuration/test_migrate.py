@@ -299,6 +299,7 @@ def test_a_command_with_ranks_asks_for_the_gpus_of_all_and_lets_all_their_rows_t
         ("vllm serve", "no model"),
         ("vllm serve m --port", "--port: no value behind it"),
         ("vllm serve m --api-key secret", "--api-key: a key in a configuration file can be read by many"),
+        ("vllm serve m -asc 2", "-asc: Serve's replicas take its place"),
         ("vllm serve m n", "'n': neither an option nor the model, which is m"),
         ("vllm serve m --speculative-config '{method: ngram}'", "is not JSON"),
         ("vllm serve 'm", "not a shell command"),
@@ -326,6 +327,26 @@ def test_a_command_is_read_as_a_shell_reads_it() -> None:
     assert yaml.safe_load(command_to_config("vllm serve nightjar"))["applications"][0]["name"] == "nightjar-llm"
     quoted = parse_command("vllm serve m --kv-cache-memory-bytes 20G --gpu-memory-utilization .9 --download-dir 'a & $b'")
     assert dict(quoted.arguments) == {"kv_cache_memory_bytes": 20 << 30, "gpu_memory_utilization": 0.9, "download_dir": "a & $b"}
+
+
+def test_an_option_that_may_be_there_several_times_keeps_each_of_them() -> None:
+    command = parse_command("vllm serve m --middleware one.Logs --middleware=two.Limits")
+    assert dict(command.arguments) == {"middleware": ["one.Logs", "two.Limits"]}
+    edited = command_to_config("vllm serve m --middleware one.Logs --middleware two.Limits").replace("[one.Logs,", "[zero.Ids,")
+    assert str(config_to_command(edited)).endswith("--middleware zero.Ids --middleware two.Limits\n")
+
+
+@pytest.mark.parametrize("written", ["-O3", "-O 3", "-O=3", "--optimization-level 3"])
+def test_the_optimization_level_is_read_in_each_of_its_forms(written: str) -> None:
+    assert dict(parse_command(f"vllm serve m {written} -dpl 2 -dph").arguments) == {
+        "optimization_level": 3,
+        "data_parallel_size_local": 2,
+        "data_parallel_hybrid_lb": True,
+    }
+
+
+def test_an_empty_value_is_an_empty_text() -> None:
+    assert dict(parse_command("vllm serve m --quantization '' --hf-token=").arguments) == {"quantization": "", "hf_token": ""}
 
 
 def test_an_edited_config_without_a_command_in_it_is_refused() -> None:
