@@ -74,23 +74,12 @@ def resolve_model(source: str, folder: Path | None = None) -> str:
 
     A name without a slash is a folder of `folder` (default `models_folder()`); `./x`, `~/x` and `/x` are paths; `owner/name`
     that is no folder here is a hub name and returned as it is, as is a bucket (`s3://...`). Raises ModelError for a name or a path
-    that does not exist.
+    that does not exist, or that cannot be looked at.
     """
-    if "://" in source:
-        return source
-    if "/" in source:
-        path = Path(source).expanduser()
-        if path.is_dir() or not source.startswith((".", "/", "~")):
-            return str(path)
-        raise ModelError(f"model {source!r}: no such folder")
-    folder = models_folder() if folder is None else folder
-    if source and (folder / source / "config.json").is_file():
-        return str(folder / source)
-    present = ", ".join(note.name for note in list_models(folder)) or "no built model"
-    raise ModelError(
-        f"model {source!r} is not in {folder} (there: {present}). Build the models with `{BUILD_COMMAND}`, "
-        "point NIGHTJAR_MODELS at their folder, or write a hub model as owner/name"
-    )
+    try:
+        return _resolved(source, folder)
+    except (OSError, RuntimeError) as error:  # a folder of somebody else's, a name too long, `~user` without such a user
+        raise ModelError(f"model {source!r}: cannot be looked for here ({error})") from error
 
 
 def list_models(folder: Path) -> tuple[ModelNote, ...]:
@@ -171,6 +160,24 @@ def add_weight_noise(weights: Mapping[str, Tensor], noise: float, seed: int) -> 
             exact = tensor.float()
             noised[name] = (exact + torch.randn(tensor.shape, generator=generator) * exact.std() * noise).to(tensor.dtype)
     return noised
+
+
+def _resolved(source: str, folder: Path | None) -> str:
+    if "://" in source:
+        return source
+    if "/" in source:
+        path = Path(source).expanduser()
+        if path.is_dir() or not source.startswith((".", "/", "~")):
+            return str(path)
+        raise ModelError(f"model {source!r}: no such folder")
+    folder = models_folder() if folder is None else folder
+    if source and (folder / source / "config.json").is_file():
+        return str(folder / source)
+    present = ", ".join(note.name for note in list_models(folder)) or "no built model"
+    raise ModelError(
+        f"model {source!r} is not in {folder} (there: {present}). Build the models with `{BUILD_COMMAND}`, "
+        "point NIGHTJAR_MODELS at their folder, or write a hub model as owner/name"
+    )
 
 
 def _build_once(folder: Path, note: ModelNote, force: bool, report: Report, build: Callable[[Path], None]) -> None:

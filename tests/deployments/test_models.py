@@ -128,6 +128,12 @@ def test_missing_model_names_the_folder_what_is_there_and_the_command(tmp_path: 
         resolve_model("./tiny", tmp_path)
 
 
+@pytest.mark.parametrize("source", [f"/{'a' * 300}/m", "~nobody-of-this-name/m"])
+def test_a_path_that_cannot_be_looked_at_is_a_model_that_is_not_found(source: str) -> None:
+    with pytest.raises(ModelError, match=r"cannot be looked for here \("):
+        resolve_model(source)
+
+
 def test_list_writes_json_for_programs(tmp_path: Path, source_package: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTJAR_MODELS", str(tmp_path))
     assert list_models(tmp_path) == ()

@@ -146,8 +146,11 @@ def severity_of_absence(source: str, served_on: ServedOn) -> Severity:
     """
     if served_on != "unknown":
         return "error" if served_on == "this machine" else "warning"
-    parent = Path(source).expanduser().parent
-    return "error" if parent.is_absolute() and len(parent.parts) > 2 and parent.is_dir() else "warning"
+    try:
+        parent = Path(source).expanduser().parent
+        return "error" if parent.is_absolute() and len(parent.parts) > 2 and parent.is_dir() else "warning"
+    except (OSError, RuntimeError):  # what cannot be looked at is not known to be this machine's
+        return "warning"
 
 
 def text_configuration(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -158,6 +158,17 @@ def test_an_absent_folder_is_an_error_where_the_engine_would_look_for_it_on_this
         assert [(finding.severity, finding.place[-1]) for finding in found] == [(severity, "model_source")]
 
 
+@PATHS
+def test_a_folder_that_cannot_be_looked_at_is_not_taken_for_one_of_this_machine(path: str) -> None:
+    for source in (f"/{'a' * 300}/models/chat", "~nobody-of-this-name/models/chat"):
+        (found,) = (
+            line
+            for line in check_text(MODEL.format(path=path).replace("someone/chat", source)).findings
+            if "cannot be looked for" in line.message
+        )
+        assert found.severity == "warning"
+
+
 @pytest.mark.parametrize(
     ("before", "after", "needs", "message"),
     [
