@@ -65,7 +65,7 @@ def deploy(config: LLMConfig, replica_class: type) -> Application:
     try:
         deployment: Deployment = serve.deployment(replica_class).options(**options)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"llm_configs.0.deployment_config: {error}") from error
+        raise ConfigurationError(f"llm_configs.0.deployment_config: {' '.join(str(error).split())}") from error
     model = ModelToServe(
         config,
         cores=max(int(options["ray_actor_options"]["num_cpus"] or 1), 1),
@@ -76,11 +76,12 @@ def deploy(config: LLMConfig, replica_class: type) -> Application:
 
 
 def deployment_options(config: LLMConfig) -> dict[str, Any]:
-    """Serve's options for the deployment: the user's, completed where Serve's defaults would hurt."""
-    options: dict[str, Any] = {"name": DEPLOYMENT_NAME} | config.deployment_config | {"ray_actor_options": config.actor_options()}
+    """Serve's options for the deployment: the user's, completed where Serve's defaults would hurt. Null is Serve's default."""
+    given_options = {option: value for option, value in config.deployment_config.items() if value is not None}
+    options: dict[str, Any] = {"name": DEPLOYMENT_NAME} | given_options | {"ray_actor_options": config.actor_options()}
     enough = config.enough_ongoing_requests
     given = options.setdefault("max_ongoing_requests", enough)
-    if given < enough:
+    if isinstance(given, int) and given < enough:
         log.warning(
             "max_ongoing_requests_is_low",
             max_ongoing_requests=given,

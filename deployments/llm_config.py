@@ -31,6 +31,14 @@ HOSTED_OPTIONS: Final = "nightjar"
 DIRECT_STREAMING: Final = "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING"
 """ray.serve.llm's variable, read by its builder and its replicas: with 1 requests go past its ingress into vLLM's own server."""
 
+_COUNTS: Final = (
+    "max_num_seqs",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "data_parallel_size_local",
+)
+"""Engine arguments that a replica's options are made with."""
 _OTHER_SOURCES: Final = ("tokenizer", "hf_config_path")
 _MAY_ASK_HUB: Final = ("enable_lora", "lora_modules", "trust_remote_code")
 """Engine arguments by which hub names come in later: an adapter's of a request, a module's of `auto_map`."""
@@ -219,7 +227,7 @@ def parse_args(args: Mapping[str, Any]) -> LLMConfig:
     """The one model of `args`, its folders checked. Raises ConfigurationError."""
     config, problems = read_args(args)
     if config is not None and not problems:
-        problems = tuple(problem for problem, _ in model_problems(config))
+        problems = (*_number_problems(config.engine_kwargs), *(problem for problem, _ in model_problems(config)))
     if config is None or problems:
         raise ConfigurationError("; ".join(str(problem) for problem in problems))
     return config
@@ -283,6 +291,15 @@ def _engine_kwargs_problems(engine_kwargs: Mapping[str, Any]) -> Iterator[Settin
     speculative = engine_kwargs.get("speculative_config")
     if speculative is not None and not isinstance(speculative, dict):
         yield SettingProblem((*place, "speculative_config"), f"a mapping is needed (got {str(speculative)[:80]!r})")
+
+
+def _number_problems(engine_kwargs: Mapping[str, Any]) -> Iterator[SettingProblem]:
+    for name in _COUNTS:
+        try:
+            int(engine_kwargs.get(name) or 1)
+        except (TypeError, ValueError, OverflowError):
+            message = f"a whole number is needed (got {str(engine_kwargs[name])[:80]!r})"
+            yield SettingProblem(("llm_configs", 0, "engine_kwargs", name), message)
 
 
 def _user_config_problems(config: LLMConfig) -> Iterator[SettingProblem]:

@@ -78,6 +78,9 @@ def test_application_builds_with_the_deployment_named_llm() -> None:
         (args(draft="nodraft"), r"engine_kwargs\.speculative_config\.model: model 'nodraft' is not in .*there: no built model"),
         (args(engine_kwargs={"model": "x"}), r"engine_kwargs\.model: 'x'; use model_loading_config\.model_source instead"),
         (args(engine_kwargs={"speculative_config": "x"}), r"speculative_config: a mapping is needed \(got 'x'\)"),
+        (args(engine_kwargs={"max_num_seqs": "many"}), r"engine_kwargs\.max_num_seqs: a whole number is needed \(got 'many'\)"),
+        (args(engine_kwargs={"data_parallel_size": [2]}), r"engine_kwargs\.data_parallel_size: a whole number is needed"),
+        (args(deployment_config={"health_check_period_s": "soon"}), r"llm_configs\.0\.deployment_config: .*health_check_period_s"),
         (args(hung_after_s=-1), r"llm_configs\.0\.hung_after_s: Input should be greater than or equal to 0 \(got '-1'\)"),
         (args(hung_after_s=float("nan")), r"llm_configs\.0\.hung_after_s: "),
         (args(require_steering="yes"), r"llm_configs\.0\.require_steering: Input should be a valid boolean \(got 'yes'\)"),
@@ -123,6 +126,13 @@ def test_serve_lets_twice_the_engines_batch_through_unless_told_otherwise() -> N
     with capture_logs() as logs:
         options(max_ongoing_requests=32)
     assert logs == []
+
+
+def test_an_option_that_is_null_is_left_to_serve_and_to_us() -> None:
+    null = build(args(deployment_config=dict.fromkeys(("max_ongoing_requests", "graceful_shutdown_timeout_s", "user_config"))))
+    default = build(args())
+    assert null._bound_deployment._deployment_config == default._bound_deployment._deployment_config
+    assert build(args(deployment_config={"max_ongoing_requests": "64"}))._bound_deployment.max_ongoing_requests == 64
 
 
 def test_cpus_are_explicit_and_an_accelerator_brings_its_gpus() -> None:
