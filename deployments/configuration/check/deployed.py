@@ -1,7 +1,7 @@
 """A model as Serve deploys it: what stands beside `args` laid over what stands in it.
 
 Serve puts the options of `deployments` over those of the builder, and an application's `runtime_env` under its replicas' own. A
-rule that reads `args` alone sees neither. Never fails: what has the wrong form is left out here, and found by the checks of form.
+rule that reads `args` alone sees neither. Both have passed the checks of form.
 """
 
 from __future__ import annotations
@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nightjar.deployments.configuration.check.engine_facts import variables_in
-from nightjar.deployments.configuration.check.findings import Finding, Place
+from nightjar.deployments.configuration.check.findings import Finding, Place, shown
 from nightjar.deployments.configuration.check.placement import Demand, demand_of, replicas_in_words
+from nightjar.deployments.configuration.check.serve_schema import DeploymentOptions
 from nightjar.deployments.llm_config import DEPLOYMENT_NAME, LLMConfig, parse_local_mode
 
 ENTRY: Final[Place] = ("args", "llm_configs", 0)
 OPTIONS: Final[Place] = (*ENTRY, "deployment_config")
+
+BESIDE_ARGS_ALONE: Final = frozenset({"rolling_update_percentage"})
+"""Serve's options of `deployments` that a builder cannot set; a test holds them against Ray's."""
+_ACTOR_NUMBERS: Final = ("num_cpus", "num_gpus", "memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,7 @@ class DeployedModel:
 
 def as_deployed(config: LLMConfig, application: Mapping[str, Any]) -> DeployedModel:
     """`config`, read from the `args` of `application`, with all that Serve makes of it."""
-    options, actor = dict(config.deployment_config), config.actor_options()
+    options, actor = _as_serve_reads(config.deployment_config), config.actor_options()
     places: dict[str, Place] = {}
     overrides = list(_overrides(application))
     for number, override in overrides:
@@ -82,7 +87,12 @@ def as_deployed(config: LLMConfig, application: Mapping[str, Any]) -> DeployedMo
 def _overrides(application: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, override in enumerate(application.get("deployments") or ()):
         if override.get("name") == DEPLOYMENT_NAME:
-            yield number, {option: value for option, value in override.items() if option != "name"}
+            yield number, _as_serve_reads({option: value for option, value in override.items() if option != "name"})
+
+
+def _as_serve_reads(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers in quotes are numbers to Serve."""
+    return DeploymentOptions.model_validate(options).model_dump(exclude_unset=True)
 
 
 def kill_switch_findings(options: Mapping[str, Any], place: Place) -> Iterator[Finding]:
@@ -91,3 +101,14 @@ def kill_switch_findings(options: Mapping[str, Any], place: Place) -> Iterator[F
         parse_local_mode(options.get("user_config"))
     except ValueError as error:
         yield Finding("error", (*place, "user_config"), f"{error}; correct it, or take it out")
+
+
+def findings_in_args(options: Mapping[str, Any]) -> Iterator[Finding]:
+    """What Serve takes beside `args` alone: there it reads a configuration, here it is called with Python's values."""
+    for option in sorted(BESIDE_ARGS_ALONE & set(options)):
+        message = f"{shown(options[option])}; Serve takes it beside args alone: write it into deployments, below name: LLM"
+        yield Finding("error", (*OPTIONS, option), message)
+    actor = options.get("ray_actor_options")
+    for option, value in actor.items() if isinstance(actor, Mapping) else ():
+        if option in _ACTOR_NUMBERS and isinstance(value, str):
+            yield Finding("error", (*OPTIONS, "ray_actor_options", option), f"{shown(value)}; Ray takes a number here: no quotes")

@@ -10,12 +10,13 @@ number in quotes and fails on it later.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
 
+from nightjar.deployments.configuration.check.findings import Finding, Place, schema_findings
 from nightjar.deployments.drafter_kinds import KINDS, SEPARATE_DRAFT_MODEL, kind_of
 from nightjar.deployments.engine.start.vllm_versions import READ, in_words
 
@@ -121,6 +122,7 @@ class EngineKwargs(BaseModel):
     tensor_parallel_size: PositiveCount = 1
     pipeline_parallel_size: PositiveCount = 1
     data_parallel_size: PositiveCount = 1
+    data_parallel_size_local: Annotated[int, Field(ge=0)] | None = None
     decode_context_parallel_size: PositiveCount = 1
     prefill_context_parallel_size: PositiveCount = 1
     max_num_seqs: PositiveCount | None = None
@@ -143,6 +145,16 @@ class EngineKwargs(BaseModel):
     additional_config: dict[str, Any] | None = None
     kv_transfer_config: dict[str, Any] | None = None
     speculative_config: SpeculativeKwargs | None = None
+
+
+def argument_findings(engine_kwargs: Mapping[str, Any], place: Place) -> Iterator[Finding]:
+    """What keeps values, which stand at `place`, from being engine arguments. Nothing may look further into those."""
+    found = list(schema_findings(EngineKwargs, engine_kwargs, place))
+    yield from found
+    speculative = None if found else EngineKwargs.model_validate(engine_kwargs).speculative_config
+    rows = speculative.num_speculative_tokens_per_batch_size if speculative else None
+    if speculative and rows is not None and (problem := table_problem(rows, speculative.num_speculative_tokens)):
+        yield Finding("error", (*place, "speculative_config", "num_speculative_tokens_per_batch_size"), problem)
 
 
 def table_problem(rows: list[list[int]], max_num_speculative_tokens: int | None) -> str:

@@ -22,6 +22,7 @@ from nightjar.deployments.configuration.check.engine_schema import (
     SERVER_ARGUMENTS,
     SPECULATIVE_ARGUMENTS,
     EngineKwargs,
+    argument_findings,
 )
 from nightjar.deployments.configuration.check.findings import (
     Finding,
@@ -164,7 +165,7 @@ def _form(model: Mapping[str, Any], place: Place) -> Iterator[Finding]:
         ((*at, "speculative_config"), speculative, SPECULATIVE_ARGUMENTS, "argument of vLLM"),
     ):
         yield from _misspelt(values, where, known, what)
-    yield from schema_findings(EngineKwargs, kwargs, at)
+    yield from argument_findings(kwargs, at)
     yield from schema_findings(DeploymentOptions, mapping_in(model.get("deployment_config")), (*place, "deployment_config"))
 
 

@@ -11,7 +11,14 @@ from functools import partial
 from typing import Any, Final
 
 from nightjar.deployments.configuration.check.carried import misfits
-from nightjar.deployments.configuration.check.deployed import ENTRY, OPTIONS, DeployedModel, as_deployed, kill_switch_findings
+from nightjar.deployments.configuration.check.deployed import (
+    ENTRY,
+    OPTIONS,
+    DeployedModel,
+    as_deployed,
+    findings_in_args,
+    kill_switch_findings,
+)
 from nightjar.deployments.configuration.check.engine_facts import (
     EngineOutlook,
     drafter_kind,
@@ -29,7 +36,7 @@ from nightjar.deployments.configuration.check.engine_schema import (
     SPECULATIVE_IN_SOME_VERSIONS,
     VLLM_VERSION,
     EngineKwargs,
-    table_problem,
+    argument_findings,
     versions_with,
 )
 from nightjar.deployments.configuration.check.findings import (
@@ -80,8 +87,9 @@ def check_model(
     if config is None:
         return None, found
     found += schema_findings(DeploymentOptions, config.deployment_config, OPTIONS)
+    found += findings_in_args(config.deployment_config)
     found += _unknown_names(config.engine_kwargs)
-    found += schema_findings(EngineKwargs, config.engine_kwargs, KWARGS)
+    found += argument_findings(config.engine_kwargs, KWARGS)
     found += _overrides(application.get("deployments") or [])
     if _has_error(found):
         return None, found
@@ -120,7 +128,7 @@ def _unknown(
     for name, value in given.items():
         versions = having(name)
         if not versions:
-            yield Finding("error", (*place, name), no_such_name(name, value, known, f"argument of vLLM {VLLM_VERSION}"))
+            yield Finding("error", (*place, name), no_such_name(str(name), value, known, f"argument of vLLM {VLLM_VERSION}"))
         elif version in READ and in_words(version) not in versions:
             message = f"vLLM {', '.join(versions)} has it, {in_words(version)} has not: with that a replica ends at its start"
             yield Finding("warning", (*place, name), message)
@@ -195,15 +203,6 @@ def _blamed(model: CheckedModel) -> tuple[Place, str]:
         ways_out[name] = ways_out["speculative_config"] if facts.runner_is_users else f"take another drafter, {unsteered}"
     written = "model" if name == "method" and "method" not in model.config.engine_kwargs["speculative_config"] else name
     return (*KWARGS, *outer, written), ways_out.get(name, f"take {name} out")
-
-
-def _table(model: CheckedModel) -> Iterator[Finding]:
-    speculative = model.kwargs.speculative_config
-    if speculative is None or speculative.num_speculative_tokens_per_batch_size is None:
-        return
-    problem = table_problem(speculative.num_speculative_tokens_per_batch_size, speculative.num_speculative_tokens)
-    if problem:
-        yield Finding("error", (*SPECULATIVE, "num_speculative_tokens_per_batch_size"), problem)
 
 
 def _offload(model: CheckedModel) -> Iterator[Finding]:
@@ -281,7 +280,7 @@ def _serving_room(model: CheckedModel) -> Iterator[Finding]:
         return
     gpus = config.actor_options().get("num_gpus")
     if gpus is not None and gpus < config.num_workers:
-        message = f"{gpus}, and the engine runs {config.num_workers} workers with a GPU each; write {config.num_workers}"
+        message = f"{gpus:g}, and the engine runs {config.num_workers} workers with a GPU each; write {config.num_workers}"
         yield Finding("error", (*model.deployed.place_of("ray_actor_options"), "num_gpus"), message)
 
 
@@ -335,7 +334,6 @@ def _costs(model: CheckedModel) -> Iterator[Finding]:
 
 RULES: Final = (
     _steering,
-    _table,
     _offload,
     _draft_parallelism,
     _adapters,

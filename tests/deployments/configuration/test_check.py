@@ -140,6 +140,30 @@ BROKEN = [
         id="table that does not ascend",
     ),
     pytest.param(
+        replaced("tokens: 5\n", "tokens: 5\n          num_speculative_tokens_per_batch_size: [[1, 8]]\n"),
+        "f:16: error: applications.0.args.llm_configs.0.engine_kwargs.speculative_config.num_speculative_tokens_per_batch_size: "
+        "row [1, 8] has 2 numbers; three are needed: first batch, last batch, tokens",
+        id="table with a number too few",
+    ),
+    pytest.param(
+        replaced("max_num_seqs: 64", "data_parallel_size_local: two"),
+        "f:11: error: applications.0.args.llm_configs.0.engine_kwargs.data_parallel_size_local: 'two' must be a valid integer; "
+        "correct it, or take it out for the default",
+        id="local ranks that are no number",
+    ),
+    pytest.param(
+        replaced("num_replicas: 3", "ray_actor_options: {num_gpus: '2'}"),
+        "f:17: error: applications.0.args.llm_configs.0.deployment_config.ray_actor_options.num_gpus: '2'; Ray takes a number "
+        "here: no quotes",
+        id="GPUs in quotes, which Ray is called with",
+    ),
+    pytest.param(
+        replaced("num_replicas: 3", "rolling_update_percentage: 0.5"),
+        "f:17: error: applications.0.args.llm_configs.0.deployment_config.rolling_update_percentage: 0.5; Serve takes it beside "
+        "args alone: write it into deployments, below name: LLM",
+        id="what a builder cannot set",
+    ),
+    pytest.param(
         replaced("num_replicas: 3", "autoscaling_config:\n          min_replicas: 4\n          max_replicas: 2"),
         "f:18: error: applications.0.args.llm_configs.0.deployment_config.autoscaling_config.min_replicas: min_replicas 4 is above "
         "max_replicas 2 (default 1); raise max_replicas or lower min_replicas",
@@ -238,6 +262,11 @@ def test_in_a_rayservice_the_same_messages_name_the_manifests_lines(text: str, m
             beside_args("deployments: [{name: LLM, ray_actor_options: {num_gpus: 1}}]"),
             "f:4: error: applications.0.deployments.0.ray_actor_options.num_gpus: 1, and the engine runs 2 workers with a GPU each",
         ),
+        (
+            beside_args("deployments: [{name: LLM, ray_actor_options: {num_gpus: '1'}}]"),
+            "deployments.0.ray_actor_options.num_gpus: 1, and the engine runs 2 workers with a GPU each",
+        ),
+        (replaced("tokens: 5\n", "tokens: 5\n          3: 4\n"), "speculative_config.3: no such argument of vLLM 0.32.0 (value 4)"),
         (
             beside_args("deployments: [{name: LLM, ray_actor_options: {accelerator_type: H100}}]"),
             "f:4: error: applications.0.deployments.0.ray_actor_options.num_gpus: 0, and the engine runs 2 workers",

@@ -102,6 +102,11 @@ def errors_of(text: str) -> list[str]:
             "f:9: error: {at}.engine_kwargs.tensor_parallel_size: '2' must be",
         ),
         ("method: draft_model", "method: ngrm", "f:10: error: {at}.engine_kwargs.speculative_config.method: 'ngrm' must be one of"),
+        (
+            "tokens: 5}",
+            "tokens: 5, num_speculative_tokens_per_batch_size: [[1, 8]]}",
+            "f:10: error: {at}.engine_kwargs.speculative_config.num_speculative_tokens_per_batch_size: row [1, 8] has 2 numbers",
+        ),
         ("num_replicas: 3", "num_replica: 3", "f:11: error: {at}.deployment_config.num_replica: no such field"),
         (
             "accelerator_type: L4",

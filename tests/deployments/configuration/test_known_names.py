@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pydantic import BaseModel
 
 from nightjar.deployments.configuration.check import engine_schema as vllm_names
 from nightjar.deployments.configuration.check import serve_schema
-from nightjar.deployments.configuration.check.deployed import as_deployed
+from nightjar.deployments.configuration.check.deployed import BESIDE_ARGS_ALONE, as_deployed
 from nightjar.deployments.configuration.check.engine_facts import environment_of
 from nightjar.deployments.configuration.check.engine_schema import SPECULATIVE_METHODS
 from nightjar.deployments.configuration.migrate.vllm_command import SHORT_OPTIONS
@@ -123,6 +124,12 @@ def test_field_names_are_rays() -> None:
     )
     for ours, theirs, left_out in pairs:
         assert ours.model_fields.keys() == theirs.model_fields.keys() - left_out, ours
+
+
+def test_what_a_builder_cannot_set_is_what_serve_has_no_option_for() -> None:
+    deployment = pytest.importorskip("ray.serve").Deployment
+    options = inspect.signature(deployment.options).parameters
+    assert serve_schema.DeploymentOptions.model_fields.keys() - options.keys() == BESIDE_ARGS_ALONE
 
 
 @pytest.mark.parametrize("entry", [{}, {"runtime_env": {"env_vars": {"B": "3"}}}, {"accelerator_type": "H100"}])
