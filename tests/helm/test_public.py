@@ -34,6 +34,16 @@ def test_by_default_nothing_leads_from_outside_to_the_service() -> None:
     assert not rendered.all("HTTPRoute")
 
 
+def test_a_wildcard_host_and_a_path_with_signs_of_yaml_are_texts() -> None:
+    public = {"ingress": INGRESS | {"hosts": ["*.example.com"]}, "httpRoute": ROUTE, "paths": ["/a,b/v1", "/{team}"]}
+    rendered = release(values={"models": MODELS, "public": public})
+    (rule,) = rendered.one("Ingress")["spec"]["rules"]
+    assert rule["host"] == "*.example.com"
+    assert [path["path"] for path in rule["http"]["paths"]] == ["/a,b/v1", "/{team}"]
+    (rule,) = rendered.one("HTTPRoute")["spec"]["rules"]
+    assert [match["path"]["value"] for match in rule["matches"]] == ["/a,b/v1", "/{team}"]
+
+
 def test_an_ingress_lets_v1_of_each_model_through_and_nothing_else() -> None:
     ingress = release(values={"models": MODELS, "public": {"ingress": INGRESS}, "commonAnnotations": {"team": "x"}}).one("Ingress")
     kubernetes_validate.validate(ingress, "1.36", strict=True)

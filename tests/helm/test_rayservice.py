@@ -56,6 +56,19 @@ def test_every_example_is_a_rayservice_without_a_field_that_kuberay_does_not_kno
     assert problems(release(example).one("RayService")) == []
 
 
+def test_a_name_of_digits_is_a_text() -> None:
+    values = {
+        "serviceAccountName": "1",
+        "modelStore": {"existingClaim": "2", "subPath": "2024-12-02"},
+        "huggingFace": {"existingSecret": "3", "secretKey": "4"},
+        "policy": {"existingTokenSecret": "5", "tokenSecretKey": "6", "journal": {"existingClaim": "7"}},
+        "rayAuth": {"existingSecret": "8"},
+        "head": {"priorityClassName": "9"},
+        "gcsFaultTolerance": {"backend": "redis", "redis": {"address": "redis:6379", "existingSecret": "10", "secretKey": "11"}},
+    }
+    assert problems(release(values=values).one("RayService")) == []
+
+
 def test_the_closed_schema_finds_a_misspelt_field_and_a_missing_one() -> None:
     rayservice = release().one("RayService")
     (group,) = rayservice["spec"]["rayClusterConfig"]["workerGroupSpecs"]

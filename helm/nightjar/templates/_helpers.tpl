@@ -109,7 +109,7 @@ topologySpreadConstraints:
   {{- end }}
 {{- end }}
 {{- with .group.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets:

@@ -70,7 +70,7 @@ spec:
   {{- include "nightjar.scratchVolume" (dict "name" "home" "size" "") | nindent 2 }}
   {{- if and $test.resultsClaim (eq .component "load-master") }}
   - name: results
-    persistentVolumeClaim: {claimName: {{ $test.resultsClaim }}}
+    persistentVolumeClaim: {claimName: {{ $test.resultsClaim | quote }}}
   {{- end }}
 {{- end -}}
 
@@ -99,7 +99,7 @@ securityContext:
 {{- if .existingSecret -}}
 - name: OPENAI_API_KEY
   valueFrom:
-    secretKeyRef: {name: {{ .existingSecret }}, key: {{ .secretKey }}}
+    secretKeyRef: {name: {{ .existingSecret | quote }}, key: {{ .secretKey | quote }}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

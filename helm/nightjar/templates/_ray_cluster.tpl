@@ -21,7 +21,7 @@ autoscalerOptions:
 authOptions:
   mode: {{ .Values.rayAuth.mode }}
   {{- with .Values.rayAuth.existingSecret }}
-  secretName: {{ . }}
+  secretName: {{ . | quote }}
   {{- end }}
 {{- with .Values.gcsFaultTolerance }}
 {{- if .backend }}
@@ -37,7 +37,7 @@ gcsFaultToleranceOptions:
   {{- if .redis.existingSecret }}
   redisPassword:
     valueFrom:
-      secretKeyRef: {name: {{ .redis.existingSecret }}, key: {{ .redis.secretKey }}}
+      secretKeyRef: {name: {{ .redis.existingSecret | quote }}, key: {{ .redis.secretKey | quote }}}
   {{- end }}
   {{- else }}
   backend: {{ .backend }}

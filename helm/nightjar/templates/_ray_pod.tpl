@@ -18,7 +18,7 @@ metadata:
 spec:
   {{- include "nightjar.scheduling" . | trim | nindent 2 }}
   {{- with $values.serviceAccountName }}
-  serviceAccountName: {{ . }}
+  serviceAccountName: {{ . | quote }}
   {{- end }}
   {{- if or (eq .component "worker") (not $values.autoscaler.enabled) }}
   automountServiceAccountToken: false
@@ -70,7 +70,7 @@ spec:
       mountPath: /models
       readOnly: {{ .readOnly }}
       {{- with .subPath }}
-      subPath: {{ . }}
+      subPath: {{ . | quote }}
       {{- end }}
     {{- end }}
     {{- end }}
@@ -86,20 +86,20 @@ spec:
   {{- range include "nightjar.tokens" $values.policy | fromYamlArray }}
   - name: {{ .name }}
     secret:
-      secretName: {{ .secret }}
-      items: [{key: {{ .key }}, path: token}]
+      secretName: {{ .secret | quote }}
+      items: [{key: {{ .key | quote }}, path: token}]
       defaultMode: 0440
   {{- end }}
   {{- with $values.modelStore.existingClaim }}
   - name: models
     persistentVolumeClaim:
-      claimName: {{ . }}
+      claimName: {{ . | quote }}
       readOnly: {{ $values.modelStore.readOnly }}
   {{- end }}
   {{- if eq .component "head" }}
   {{- with $values.policy.journal.existingClaim }}
   - name: journal
-    persistentVolumeClaim: {claimName: {{ . }}}
+    persistentVolumeClaim: {claimName: {{ . | quote }}}
   {{- end }}
   {{- end }}
   {{- with $values.extraVolumes }}
@@ -153,13 +153,13 @@ tolerations of podSpecOverrides stand beside the chart's own; every other list t
 {{/* The tokens that are mounted: of who writes to the policy's API, who reads it, and servers that report over HTTP. Takes values.policy. */}}
 {{- define "nightjar.tokens" -}}
 {{- with .existingTokenSecret }}
-- {name: api-token, variable: NIGHTJAR_API_TOKEN_FILE, secret: {{ . }}, key: {{ $.tokenSecretKey }}}
+- {name: api-token, variable: NIGHTJAR_API_TOKEN_FILE, secret: {{ . | quote }}, key: {{ $.tokenSecretKey | quote }}}
 {{- end }}
 {{- with .existingReadTokenSecret }}
-- {name: api-read-token, variable: NIGHTJAR_API_READ_TOKEN_FILE, secret: {{ . }}, key: {{ $.readTokenSecretKey }}}
+- {name: api-read-token, variable: NIGHTJAR_API_READ_TOKEN_FILE, secret: {{ . | quote }}, key: {{ $.readTokenSecretKey | quote }}}
 {{- end }}
 {{- with .existingExchangeTokenSecret }}
-- {name: exchange-token, variable: NIGHTJAR_EXCHANGE_TOKEN_FILE, secret: {{ . }}, key: {{ $.exchangeTokenSecretKey }}}
+- {name: exchange-token, variable: NIGHTJAR_EXCHANGE_TOKEN_FILE, secret: {{ . | quote }}, key: {{ $.exchangeTokenSecretKey | quote }}}
 {{- end }}
 {{- end }}
 
@@ -174,7 +174,7 @@ tolerations of podSpecOverrides stand beside the chart's own; every other list t
 {{- if .existingSecret }}
 - name: HF_TOKEN
   valueFrom:
-    secretKeyRef: {name: {{ .existingSecret }}, key: {{ .secretKey }}}
+    secretKeyRef: {name: {{ .existingSecret | quote }}, key: {{ .secretKey | quote }}}
 {{- end }}
 {{- if .offline }}
 - {name: HF_HUB_OFFLINE, value: "1"}
