@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.helm.rendering import CHART, ROOT, needs_helm, refusal, release
+from tests.helm.rendering import CHART, ROOT, needs_helm, notes_of, refusal, release
 
 pytestmark = needs_helm
 MODEL = {"name": "m", "modelSource": "org/m"}
@@ -223,3 +223,20 @@ def test_a_chart_above_ours_may_use_it_as_a_dependency(tmp_path: Path) -> None:
     (above / "Chart.yaml").write_text("{apiVersion: v2, name: above, version: 0.1.0}")
     (above / "charts/nightjar").symlink_to(CHART)
     assert release(chart=above, values={"global": {"x": 1}, "nightjar": {"rayVersion": "2.60.1"}}).cluster["rayVersion"] == "2.60.1"
+
+
+def test_a_key_without_a_value_is_an_empty_map_or_list() -> None:
+    public = {
+        "ingress": {"enabled": True, "hosts": ["a.example.com"]},
+        "httpRoute": {"enabled": True, "parentRefs": [{"name": "a"}]},
+    }
+    monitoring = {"prometheusRule": {"enabled": True}, "dashboards": {"enabled": True}}
+    null = {
+        "commonAnnotations": None,
+        "head": {"rayStartParams": None},
+        "gcsFaultTolerance": {"storage": None},
+        "public": {"paths": None, **{way: {**given, "annotations": None} for way, given in public.items()}},
+        "monitoring": monitoring | {"prometheusRule": {"enabled": True, "alerts": None, "additionalGroups": None}},
+    }
+    assert release(values=null).manifests == release(values={"public": public, "monitoring": monitoring}).manifests
+    assert "The policy's mode is shadow" in notes_of("--set", "policy.settings=null,monitoring.dashboards.annotations=null")

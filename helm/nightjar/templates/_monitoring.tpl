@@ -14,6 +14,7 @@ this chart does not name it: all that has its namespace and job is this release'
 {{- define "nightjar.ruleGroups" -}}
 {{- $rule := .Values.monitoring.prometheusRule -}}
 {{- $runbook := printf "%s#" (default "docs/runbook.md" $rule.runbookUrl) -}}
+{{- $alerts := $rule.alerts | default dict -}}
 {{- $groups := list -}}
 {{- $names := list -}}
 {{- range $path, $_ := .Files.Glob "files/rules/*.yaml" -}}
@@ -25,7 +26,7 @@ this chart does not name it: all that has its namespace and job is this release'
     {{- $rules := list -}}
     {{- range $group.rules -}}
       {{- $names = append $names (.alert | default "") -}}
-      {{- $wanted := index $rule.alerts (.alert | default "") | default dict -}}
+      {{- $wanted := index $alerts (.alert | default "") | default dict -}}
       {{- if ne (toString $wanted.enabled) "false" -}}
         {{- $rules = append $rules (include "nightjar.alert" (dict "rule" . "wanted" $wanted) | fromYaml) -}}
       {{- end -}}
@@ -35,7 +36,7 @@ this chart does not name it: all that has its namespace and job is this release'
     {{- end -}}
   {{- end -}}
 {{- end -}}
-{{- range $name, $_ := $rule.alerts -}}
+{{- range $name, $_ := $alerts -}}
   {{- if not (has $name $names) -}}
     {{- fail (printf "monitoring.prometheusRule.alerts: there is no alert %s; there are %s" $name (without $names "" | join ", ")) -}}
   {{- end -}}

@@ -48,7 +48,7 @@ gcsFaultToleranceOptions:
 {{- end }}
 headGroupSpec:
   rayStartParams:
-    {{- merge (dict) .Values.head.rayStartParams (dict "num-cpus" "0" "num-gpus" "0" "dashboard-host" "0.0.0.0") | toYaml | nindent 4 }}
+    {{- merge (dict) (.Values.head.rayStartParams | default dict) (dict "num-cpus" "0" "num-gpus" "0" "dashboard-host" "0.0.0.0") | toYaml | nindent 4 }}
   template:
     {{- include "nightjar.rayPodWithOverrides" (dict "root" . "group" .Values.head "component" "head") | nindent 4 }}
 workerGroupSpecs:

@@ -183,19 +183,20 @@ names and no pod that is there anyway may have. Takes (dict "root" $ "applicatio
   {{- end -}}
 {{- end -}}
 {{- $fault := .Values.gcsFaultTolerance -}}
+{{- $storage := $fault.storage | default dict -}}
 {{- if and (eq $fault.backend "redis") (not $fault.redis.address) -}}
   {{- fail "gcsFaultTolerance: backend redis needs redis.address" -}}
 {{- end -}}
-{{- if and (eq $fault.backend "rocksdb") (not (or $fault.storage.claimName $fault.storage.size)) -}}
+{{- if and (eq $fault.backend "rocksdb") (not (or $storage.claimName $storage.size)) -}}
   {{- fail "gcsFaultTolerance: backend rocksdb needs storage.claimName or storage.size" -}}
 {{- end -}}
 {{- if and (eq $fault.backend "rocksdb") $fault.externalStorageNamespace -}}
   {{- fail "gcsFaultTolerance: externalStorageNamespace belongs to backend redis; KubeRay refuses it with rocksdb: leave it empty" -}}
 {{- end -}}
-{{- if and $fault.storage.claimName (or $fault.storage.size $fault.storage.storageClassName $fault.storage.accessModes) -}}
+{{- if and $storage.claimName (or $storage.size $storage.storageClassName $storage.accessModes) -}}
   {{- fail "gcsFaultTolerance: storage.claimName is a claim of yours; size, storageClassName and accessModes are of one that KubeRay makes: name one or the other" -}}
 {{- end -}}
-{{- if and $fault.storage (ne $fault.backend "rocksdb") -}}
+{{- if and $storage (ne $fault.backend "rocksdb") -}}
   {{- fail (printf "gcsFaultTolerance: storage belongs to backend rocksdb (backend is %q)" $fault.backend) -}}
 {{- end -}}
 {{- range $way := list "ingress" "httpRoute" -}}
