@@ -101,10 +101,10 @@ def build_models(
     Models that are there already, built with the same parameters, stay unless `force`. `report` is told of each stage.
     Raises ModelError.
     """
-    percents = [round(noise * 100) for noise in noises]
-    for percent, noise in zip(percents, noises, strict=True):
-        if not 1 <= percent <= 99 or abs(noise * 100 - percent) > 1e-6:
+    for noise in noises:
+        if not 0.0 < noise < 1.0 or not 1 <= round(noise * 100) <= 99 or abs(noise * 100 - round(noise * 100)) > 1e-6:
             raise ModelError(f"noise {noise}: allowed are whole percents from 0.01 to 0.99")
+    percents = [round(noise * 100) for noise in noises]
     if not 2 <= cost <= 64:
         raise ModelError(f"cost {cost}: allowed are whole numbers from 2 to 64")
     folder.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,14 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path, source_package: None, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("knob", "message"), [({"cost": 1}, "cost 1: allowed"), ({"noises": (0.055,)}, "noise 0.055: allowed")])
+@pytest.mark.parametrize(
+    ("knob", "message"),
+    [
+        ({"cost": 1}, "cost 1: allowed"),
+        ({"noises": (0.055,)}, "noise 0.055: allowed"),
+        ({"noises": (float("nan"),)}, "noise nan: allowed"),
+    ],
+)
 def test_knob_out_of_range_is_named(tmp_path: Path, knob: dict[str, object], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         build_models(tmp_path, **knob)  # type: ignore[arg-type]
