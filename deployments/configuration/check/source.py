@@ -122,7 +122,7 @@ def _values(node: yaml.Node) -> Any:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise SourceError(line, f"not plain values ({error.problem}); write a string, number, list or mapping") from error
-    except (ValueError, TypeError) as error:  # a date that is none, a list as a key
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # a date that is none, a list as a key, !!bool maybe
         raise SourceError(node.start_mark.line + 1, f"not plain values ({error}); put it in quotes") from error
     finally:
         loader.dispose()

@@ -223,6 +223,8 @@ def test_in_a_rayservice_the_same_messages_name_the_manifests_lines(text: str, m
     ("text", "message"),
     [
         ("applications: [", "f:1: error: not YAML"),
+        ("applications: !!bool maybe", "f:1: error: not plain values ('maybe'); put it in quotes"),
+        ("applications: !!timestamp soon", "f:1: error: not plain values"),
         ("just words", "holds 'just words'; a mapping with the field applications is needed"),
         (
             "import_path: a:b",
