@@ -175,7 +175,8 @@ class Checkpoint:
     async def save(self, *, but: Collection[str] = ()) -> None:
         """Write what is marked, the incarnation first, without the names in `but`.
 
-        Never raises: what the store does not take stays marked, and is logged; what cannot be packed is logged and left out.
+        Never raises: what the store does not take stays marked, and is logged; what cannot be packed is logged and left out. What
+        was being written when a save is cancelled stays marked as well.
         """
         async with self._saving:
             if not await self._may_overwrite():
@@ -189,8 +190,10 @@ class Checkpoint:
                     continue
                 try:
                     await self._store.put(_key(name), sealed)
-                except StoreError as error:
+                except BaseException as error:  # a cancelled save, too: the store may have taken it or not
                     self._unsaved.setdefault(name, value)  # unless a newer value was marked meanwhile
+                    if not isinstance(error, StoreError):
+                        raise
                     log.warning("policy_state_not_saved", value=name, problem=str(error))
                     return
 

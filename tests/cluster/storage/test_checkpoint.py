@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -70,3 +71,30 @@ async def test_what_has_no_stored_form_is_left_out_and_the_rest_is_saved() -> No
     checkpoint.keep(incarnation=2)
     await checkpoint.save()
     assert (await Checkpoint(kept).load()).incarnation == 2
+
+
+async def test_what_was_being_saved_when_a_save_was_cancelled_is_saved_again() -> None:
+    kept = ParkingStore()
+    checkpoint = Checkpoint(kept)
+    await checkpoint.load()
+    checkpoint.keep(fleet_id="f")
+    cancelled = asyncio.create_task(checkpoint.save())
+    await kept.parked.wait()
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
+    kept.room.set()
+    await checkpoint.save()
+    assert (await Checkpoint(kept).load()).fleet_id == "f"
+
+
+class ParkingStore(MemoryStore):
+    """Takes nothing before it has room."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parked, self.room = asyncio.Event(), asyncio.Event()
+
+    async def put(self, key: str, value: bytes) -> None:
+        self.parked.set()
+        await self.room.wait()
+        await super().put(key, value)
