@@ -113,7 +113,7 @@ class PolicyThread:
     async def _begin(self) -> None:
         try:
             store = self._store = self._taken_folder()
-            policy = await begun_policy(store, self._settings, self._backend(), folder=self._folder)
+            policy = await begun_policy(store, self._settings, self._backend(), is_kept=self._temporary is None)
         except Exception as error:
             log.exception("policy_not_begun", consequence="the engine is served without a policy")
             self._began.set_result(f"{type(error).__name__}: {error}")
@@ -130,6 +130,5 @@ class PolicyThread:
             return StateFolder.take(self._folder)
         except StateFolderError as error:
             self._temporary = tempfile.TemporaryDirectory(prefix="nightjar-state-", ignore_cleanup_errors=True)
-            self._folder = Path(self._temporary.name)
-            log.warning("state_not_kept", reason=str(error), consequence="what is learned ends with this server")
-            return StateFolder.take(self._folder)
+            log.warning("state_not_kept", reason=str(error), consequence="what is learned, and set by hand, ends with this server")
+            return StateFolder.take(Path(self._temporary.name))

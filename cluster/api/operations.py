@@ -140,12 +140,14 @@ class ConfigureAnswer(TypedDict):
 class Outlives(TypedDict):
     """Whether what is set by hand outlives the loss of the head node, and an upgrade that runs both clusters.
 
-    `folder` is where a policy without a cluster keeps it for its next start; empty where there is a cluster.
+    `folder` is where a policy without a cluster keeps it for its next start; empty where there is a cluster. `process` is false
+    where that folder could not be had, so that the end of the policy's process ends it.
     """
 
     head: bool
     upgrade: bool
     folder: NotRequired[str]
+    process: NotRequired[bool]
 
 
 class ModeAnswer(TypedDict):

@@ -50,14 +50,21 @@ def what_ends_it(answer: Mapping[str, object], for_s: float | None, take_back: s
     an upgrade that runs both clusters takes it along (seed_from)
     >>> list(what_ends_it({"outlives": {"head": False, "upgrade": False, "folder": "/state"}}, None, "nightjar mode default"))[1:]
     ['kept in /state: a server that starts with this folder goes on with it']
+    >>> for line in what_ends_it({"outlives": {"folder": "/tmp/state", "process": False}}, None, "nightjar mode default"):
+    ...     print(line)
+    holds until `nightjar mode default`; new settings do not end it
+    ends with this server, which could not have its state folder (state_not_kept in its log)
     """
     until = f"for {format_duration(for_s)}, or until" if for_s is not None else "until"
-    yield f"holds {until} `{take_back}`; new settings and a restart of the policy do not end it"
     outlives = answer.get("outlives")
+    is_kept = not isinstance(outlives, Mapping) or outlives.get("process", True)
+    yield f"holds {until} `{take_back}`; new settings {'and a restart of the policy ' if is_kept else ''}do not end it"
     if scope == "replica":
         yield "ends with its replica"
     elif not isinstance(outlives, Mapping):
         yield "this policy does not say whether losing the head node or an upgrade ends it"
+    elif not is_kept:
+        yield "ends with this server, which could not have its state folder (state_not_kept in its log)"
     elif folder := outlives.get("folder"):
         yield f"kept in {folder}: a server that starts with this folder goes on with it"
     else:

@@ -84,7 +84,7 @@ def policy(
         if exchange_token() is None and not is_loopback(host):
             fail(f"--host {host}: whoever reaches it could report; set {EXCHANGE_TOKEN_VARIABLE} (or ..._FILE) here and there")
         log_plain_tracebacks()
-        lost = asyncio.run(serve(state.expanduser(), values, host, port))
+        lost = asyncio.run(serve(state, values, host, port))
     except (SettingsError, TokenError, StateFolderError) as error:
         fail(str(error))
     except OSError as error:
@@ -100,7 +100,7 @@ async def serve(folder: Path, settings: Mapping[str, object], host: str, port: i
     listening = socket.create_server(address[:2], family=family, backlog=MOST_CALLS)
     lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     collect_seldom()
-    service = await begun_policy(store, settings, PrometheusPage().host({}), folder=folder, lost=lost.set_result)
+    service = await begun_policy(store, settings, PrometheusPage().host({}), lost=lost.set_result)
     application = policy_application(service, exchange_token, is_open=is_loopback(host), most_calls=_room())
 
     @contextlib.asynccontextmanager
@@ -121,7 +121,7 @@ async def serve(folder: Path, settings: Mapping[str, object], host: str, port: i
         )
     )
     lost.add_done_callback(lambda _: setattr(server, "should_exit", True))
-    log.info("policy_serves", host=host, port=port, state=str(folder))
+    log.info("policy_serves", host=host, port=port, state=str(store.path))
     await server.serve(sockets=[listening])
     return lost.result() if lost.done() else ""
 

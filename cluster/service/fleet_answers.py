@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 class ActorIdentity:
     """The process that the service runs in, and what is known of its cluster (handover.service_of, has_fault_tolerance).
 
-    `state_folder` is where a policy without a cluster keeps what it stores.
+    `state_folder` is where a policy without a cluster keeps what it stores; whether that `outlives_process`.
     """
 
     pid: int
@@ -42,6 +42,7 @@ class ActorIdentity:
     service: str = ""
     has_fault_tolerance: bool = False
     state_folder: str = ""
+    outlives_process: bool = True
 
 
 class Refusals:

@@ -11,7 +11,6 @@ import asyncio
 import os
 import platform
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Final
 
 import structlog
@@ -69,12 +68,12 @@ async def begun_policy(
     settings: Mapping[str, object],
     backend: Backend,
     *,
-    folder: Path,
+    is_kept: bool = True,
     lost: Callable[[str], None] = lambda _: None,
 ) -> PolicyService:
     """A policy that decides, by `settings` (a `user_config`) and what the store holds. Raises whatever its start raises.
 
-    `folder` is where a person was told that things are kept.
+    `is_kept`: the folder is there for the next start, too.
     """
     journal, file_bytes = store.path / JOURNAL_FOLDER, chosen_file_bytes()
     exporter = Exporter(POLICY_METRICS, backend)
@@ -82,7 +81,7 @@ async def begun_policy(
         store=store,
         journal=JournalFile(journal, max_file_bytes=file_bytes),
         clock=epoch_clock(),
-        identity=ActorIdentity(pid=os.getpid(), node_id=platform.node(), state_folder=str(folder)),
+        identity=ActorIdentity(pid=os.getpid(), node_id=platform.node(), state_folder=str(store.path), outlives_process=is_kept),
         retire=None,
         publish=lambda seen: exporter.publish(seen, source="this process"),
         read_seed=SeedReader(),

@@ -245,6 +245,7 @@ class PolicyService:
             "head": identity.has_fault_tolerance,
             "upgrade": is_policy(self._settings.seed_from),
             "folder": identity.state_folder,
+            "process": identity.outlives_process,
         }
 
     async def canary(self, values: Mapping[str, object]) -> operations.CanaryAnswer:

@@ -1,24 +1,29 @@
 """The policy's store where there is no Ray: a folder that one process holds.
 
-A value is a file, replaced as a whole, so that a process that is killed, or a disk that is full, leaves the value before. The
-folder is locked for as long as its process lives: two policies that wrote over each other would each lose what it learned. The
-holder's mark stands in the lock's file, so that one whose lock was taken all the same (the file was deleted, or the file system
-keeps no locks between two machines) can see it, and then writes no more. Fails as StateFolderError where it cannot be had, in
-words, and as StoreError where a value cannot be read or written.
+A value is a file, replaced as a whole, so that a process that is killed, or a disk that is full, leaves the value before. One
+value is written at a time, and one that a newer value has overtaken, on a slow disk, is left out. The folder is locked for as long
+as its process lives: two policies that wrote over each other would each lose what it learned. The holder's mark stands in the
+lock's file, so that one whose lock was taken all the same (the file was deleted, or the file system keeps no locks between two
+machines) can see it, and then writes no more. Fails as StateFolderError where it cannot be had, in words, and as StoreError where a
+value cannot be read or written.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
+import threading
 import uuid
 from pathlib import Path
 from typing import Final, Self
 
-from nightjar.cluster.storage.checkpoint import StoreError, called_in_time
+from nightjar.cluster.storage.checkpoint import STORE_TIMEOUT_S, StoreError, called_in_time
 
 _LOCK: Final = "lock"
+_NEW: Final = ".new"
+"""Ends the name of a file that is to replace another; its writer's mark stands before it."""
 _MARK_BYTES: Final = 32
 
 
@@ -36,12 +41,22 @@ class StateFolder:
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self._lock = lock
-        self._mark = _marked(lock)
+        self._name = uuid.uuid4().hex
+        self._mark = _marked(lock, self._name)
         self._lost = ""
+        self._writing = threading.Lock()
+        self._numbers = itertools.count()
+        self._newest = dict[Path, int]()
 
     @classmethod
     def take(cls, path: Path) -> Self:
-        """Make the folder where there is none, and lock it. Raises StateFolderError."""
+        """Make the folder where there is none, and lock it. A `~` is the user's home. Raises StateFolderError."""
+        try:
+            path = path.expanduser()
+        except RuntimeError as error:
+            raise StateFolderError(
+                f"state folder {path}: no home folder is known ({error}); set HOME or name another one"
+            ) from error
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -49,14 +64,22 @@ class StateFolder:
             raise StateFolderError(f"state folder {path}: cannot be used ({error}); name another one") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             os.close(lock)
             words = f"state folder {path}: another policy holds it; name one for each policy"
             raise StateFolderError(words, is_held=True) from error
+        except OSError as error:
+            os.close(lock)
+            words = f"state folder {path}: its file system keeps no locks ({error}); name one on another"
+            raise StateFolderError(words) from error
+        for cut in path.glob(f"*{_NEW}"):  # by the kill of a holder before
+            with contextlib.suppress(OSError):
+                cut.unlink()
         return cls(path, lock)
 
     def close(self) -> None:
-        """Give the folder back."""
+        """Give the folder back. What is still being written is left out."""
+        self._newest.clear()
         os.close(self._lock)
 
     def why_lost(self) -> str:
@@ -82,27 +105,39 @@ class StateFolder:
         """See KeyValueStore."""
         if self._lost:
             raise StoreError(self._lost)
-        await called_in_time(key, _replace, self._file(key), value)
+        file = self._file(key)
+        number = self._newest[file] = next(self._numbers)
+        await called_in_time(key, self._replace, file, value, number)
 
     def _file(self, key: str) -> Path:
         return self.path / key.replace(":", ".")
 
+    def _replace(self, file: Path, value: bytes, number: int) -> None:
+        """In a thread, which goes on where its caller was cancelled or gave up."""
+        if not self._writing.acquire(timeout=STORE_TIMEOUT_S):
+            raise OSError("the write before it has not ended")
+        new = file.with_name(f"{file.name}.{self._name}{_NEW}")
+        try:
+            with new.open("wb") as opened:
+                opened.write(value)
+                opened.flush()
+                os.fsync(opened.fileno())
+            if lost := self.why_lost():
+                raise StoreError(lost)
+            if self._newest.get(file) == number:
+                new.replace(file)
+        finally:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
+            self._writing.release()
 
-def _marked(lock: int) -> bytes:
+
+def _marked(lock: int, name: str) -> bytes:
     """The mark of this holder. On a full disk, where no holder before has written one, it is empty."""
     with contextlib.suppress(OSError):
-        os.pwrite(lock, uuid.uuid4().hex.encode(), 0)
+        os.pwrite(lock, name.encode(), 0)
     return os.pread(lock, _MARK_BYTES, 0)
 
 
 def _read(file: Path) -> bytes | None:
     return file.read_bytes() if file.exists() else None
-
-
-def _replace(file: Path, value: bytes) -> None:
-    new = file.with_name(f"{file.name}.new")
-    with new.open("wb") as opened:
-        opened.write(value)
-        opened.flush()
-        os.fsync(opened.fileno())
-    new.replace(file)

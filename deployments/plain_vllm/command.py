@@ -124,7 +124,7 @@ def serve(
         raise SettingsError(f"--nightjar-mode: {nightjar_mode[:40]!r} is none of auto, shadow, off, pin=K") from error
     if nightjar_mode or "mode" not in values:
         values["mode"] = nightjar_mode or "auto"
-    state = Path(nightjar_state).expanduser() if nightjar_state else None
+    state = Path(nightjar_state) if nightjar_state else None
     return ServeOptions(values, state, print_arguments=print_arguments)
 
 
@@ -209,7 +209,7 @@ def _put_in_place(args: argparse.Namespace, options: ServeOptions) -> None:
 
     entry = import_module(ENTRY)
     place = re.sub(r"[^\w.-]", "_", str(args.uds or args.port))
-    page, folder = PrometheusPage(), options.state or STATE.expanduser() / place
+    page, folder = PrometheusPage(), options.state or STATE / place
     here = None if options.policy else PolicyThread(folder, options.settings, lambda: page.host({}))
     server = SteeredServer(
         theirs=getattr(entry, REPLACED[0]),

@@ -56,7 +56,7 @@ async def test_a_replica_gets_the_settings_that_the_server_was_started_with(star
 async def test_what_was_set_by_hand_is_there_after_a_new_start_and_says_where_it_is_kept(start: Start, tmp_path: Path) -> None:
     first = start(mode="auto")
     answer = await first.call(MODE, {"mode": "off", "reason": "a test"})
-    assert answer["outlives"]["folder"] == str(tmp_path / "state")
+    assert answer["outlives"] == {"head": False, "upgrade": False, "folder": str(tmp_path / "state"), "process": True}
     before = (await first.call(STATUS)).policy.incarnation
     first.stop()
     second = start(mode="auto")
@@ -70,6 +70,7 @@ async def test_a_folder_that_another_server_holds_costs_the_memory_alone_and_not
     assert await policy.starting_mode("r1", "chat", 30.0) == "shadow"
     (journal,) = {Path((await policy.call(STATUS)).policy.journal_path)}
     assert not journal.is_relative_to(held.path)
+    assert (await policy.call(MODE, {"mode": "off"}))["outlives"]["process"] is False
     policy.stop()
     assert not journal.parent.parent.exists()
     held.close()

@@ -66,7 +66,7 @@ def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 async def policy_in(folder: Path) -> AsyncIterator[PolicyService]:
     """As `nightjar policy` has one, for replicas that know its address. Its end is as by kill -9: nothing is said or stored."""
     store = StateFolder.take(folder)
-    service = await begun_policy(store, {"mode": "pin=3"}, MemoryBackend(), folder=folder)
+    service = await begun_policy(store, {"mode": "pin=3"}, MemoryBackend())
     try:
         yield over_http(service)
     finally:

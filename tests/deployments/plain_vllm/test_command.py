@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,20 @@ def test_a_vllm_that_lacks_what_is_replaced_serves_plainly(monkeypatch: pytest.M
         serve_steered(argparse.Namespace(**SERVED_HERE), ServeOptions({"mode": "auto"}), served.append)
     assert len(served) == 1
     assert "build_async_engine_client_from_engine_args" in logs[0]["reason"]
+
+
+def test_a_user_without_a_home_is_served_steered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(user_id: int) -> None:
+        raise KeyError(user_id)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)  # as of a pod's user
+    monkeypatch.setitem(sys.modules, "an_entry", SimpleNamespace(build_app=1, build_async_engine_client_from_engine_args=1))
+    monkeypatch.setattr(command, "ENTRY", "an_entry")
+    assert taken("--nightjar-state", "~/state").state == Path("~/state")
+    with capture_logs() as logs:
+        serve_steered(argparse.Namespace(**SERVED_HERE), ServeOptions({"mode": "auto"}), lambda _: None)
+    assert logs == []
 
 
 @pytest.mark.parametrize("policy", ["", "http://127.0.0.1:1"])
