@@ -25,16 +25,13 @@ _ADDED_BY_VLLM: Final = ("target_model_config", "target_parallel_config")
 
 
 def why_plainly(args: argparse.Namespace, environ: Mapping[str, str]) -> str:
-    """Why these arguments of a server are served without us; empty where one Python front end runs here, beside its engine.
-
-    As in vLLM 0.32, cli/serve.py: without `--api-server-count` there are as many API servers as data-parallel ranks.
-    """
-    ranks = getattr(args, "data_parallel_size", 1) or 1
-    one_each = getattr(args, "data_parallel_external_lb", False) or getattr(args, "data_parallel_rank", None) is not None
-    servers = getattr(args, "api_server_count", None)
-    servers = servers if servers is not None else 1 if one_each else ranks
+    """Why these arguments of a server are served without us; empty where one Python front end runs here, beside its engine."""
+    ranks, nodes = getattr(args, "data_parallel_size", 1) or 1, getattr(args, "nnodes", 1) or 1
+    local = getattr(args, "data_parallel_size_local", None)
+    servers, balances_all = _num_api_servers(args, ranks), not _is_balanced_elsewhere(args)
+    no_server = "--headless" if getattr(args, "headless", False) else f"--api-server-count {servers}"
     checks = (
-        (getattr(args, "headless", False), "--headless starts no API server here, and the agent runs in one"),
+        (no_server == "--headless" or servers < 1, f"{no_server} starts no API server here, and the agent runs in one"),
         (getattr(args, "grpc", False), "--grpc has a server of its own"),
         (
             environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"),
@@ -44,9 +41,35 @@ def why_plainly(args: argparse.Namespace, environ: Mapping[str, str]) -> str:
             getattr(args, "data_parallel_multi_port_external_lb", False),
             "--data-parallel-multi-port-external-lb starts several servers",
         ),
+        (nodes > 1, f"--nnodes {nodes}: other commands start what runs on the other nodes, with arguments of their own"),
+        (
+            balances_all and local not in (None, ranks),
+            f"--data-parallel-size-local {local} of {ranks}: other commands start the other ranks, with arguments of their own",
+        ),
         (servers > 1, f"{servers} API server processes: one engine is steered from one, --api-server-count 1"),
     )
     return next((reason for applies, reason in checks if applies), "")
+
+
+def _num_api_servers(args: argparse.Namespace, ranks: int) -> int:
+    """As in vLLM 0.32, ServeSubcommand.cmd: where nobody says, one for each rank that this command balances between."""
+    servers = getattr(args, "api_server_count", None)
+    if servers is None and _has_a_rank_of_its_own(args):
+        servers = 1
+    elif servers is None:
+        servers = (getattr(args, "data_parallel_size_local", None) or 1) if _is_balanced_elsewhere(args) else ranks
+    return int(min(servers, 1) if getattr(args, "enable_elastic_ep", False) else servers)
+
+
+def _has_a_rank_of_its_own(args: argparse.Namespace) -> bool:
+    """Whether something outside balances between the ranks (vLLM's external load balancer)."""
+    return getattr(args, "data_parallel_external_lb", False) or getattr(args, "data_parallel_rank", None) is not None
+
+
+def _is_balanced_elsewhere(args: argparse.Namespace) -> bool:
+    """Whether something outside balances between the commands of the ranks: that, or vLLM's hybrid load balancer."""
+    is_hybrid = getattr(args, "data_parallel_hybrid_lb", False) or getattr(args, "data_parallel_start_rank", None) is not None
+    return is_hybrid or _has_a_rank_of_its_own(args)
 
 
 def users_kwargs(engine_args: AsyncEngineArgs) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class EngineFacts:
     max_num_speculative_tokens: int = 0
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
+    num_nodes: int = 1
+    """Whose commands each start a part of the engine (vLLM's `nnodes`)."""
     why_ranks_plain: str = ""
     """Why ranks of data parallelism are not steered each by itself (ranks.py)."""
     full_graphs: bool = True
@@ -100,6 +102,7 @@ def resolve_facts(config: VllmConfig, *, on_cpu: bool, draft_offload: DraftOfflo
         max_num_speculative_tokens=0 if speculative is None else speculative.num_speculative_tokens,
         pipeline_parallel_size=config.parallel_config.pipeline_parallel_size,
         data_parallel_size=config.parallel_config.data_parallel_size,
+        num_nodes=getattr(config.parallel_config, "nnodes", 1),
         why_ranks_plain=why_plain_in(config),
         full_graphs=_has_full_graphs(config),
         largest_capture_size=_largest_capture_size(config),
@@ -162,6 +165,11 @@ def why_plain(
             facts.pipeline_parallel_size > 1,
             "pipeline_parallel_size",
             f"pipeline_parallel_size {facts.pipeline_parallel_size} is not supported",
+        ),
+        (
+            facts.num_nodes > 1,
+            "nnodes",
+            f"nnodes {facts.num_nodes}: other commands start what runs on the other nodes, with arguments of their own",
         ),
         (bool(facts.why_ranks_plain), "data_parallel_size", facts.why_ranks_plain),
         (

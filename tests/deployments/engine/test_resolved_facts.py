@@ -86,6 +86,7 @@ def draft(tmp_path: Path) -> Path:
         (replace(CPU, max_num_speculative_tokens=33), {}, "33 is above 32"),
         (replace(CPU, max_num_seqs=5000), {}, "5000 is above 4096"),
         (replace(GPU, pipeline_parallel_size=2), {}, "pipeline_parallel_size 2"),
+        (replace(GPU, num_nodes=2), {}, "nnodes 2: other commands start what runs on the other nodes"),
         (replace(GPU, data_parallel_size=2, why_ranks_plain="its ranks step together"), {}, "its ranks step together"),
         (
             replace(EAGLE, adaptive_verification=True, runner_is_v1=True, runner_is_users=True),
