@@ -19,7 +19,7 @@ from nightjar.deployments.agent import EngineControl, Policy, ReplicaAgent, Repl
 from nightjar.deployments.engine_watch import EngineWatch
 from nightjar.deployments.metrics import ReplicaMetrics
 from nightjar.deployments.steering_level import level_at_start
-from nightjar.policy.wire.report import Counters, EngineLoad, EngineSnapshot
+from nightjar.policy.wire.report import Counters, EngineSnapshot
 from nightjar.policy.wire.settings import EngineCommand
 
 if TYPE_CHECKING:
@@ -93,15 +93,4 @@ class PlainEngine(EngineControl):
         del command
         with contextlib.suppress(Exception):  # whatever it answers; a dead engine fails vLLM's own health check
             await self._core.call_utility_async("is_sleeping")
-        stats = self._engine.load.latest
-        load = (
-            EngineLoad()
-            if stats is None
-            else EngineLoad(
-                num_running_reqs=stats.num_running_reqs,
-                num_waiting_reqs=stats.num_waiting_reqs + stats.num_skipped_waiting_reqs,  # vLLM counts them apart
-                num_deferred_reqs=stats.num_skipped_waiting_reqs,
-                kv_cache_usage=min(max(stats.kv_cache_usage, 0.0), 1.0),
-            )
-        )
-        return EngineSnapshot(counters=self._counters, load=load)
+        return EngineSnapshot(counters=self._counters, load=self._engine.load.latest)

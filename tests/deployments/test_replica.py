@@ -31,7 +31,8 @@ class FakeServer:
     def __init__(self) -> None:
         self.engine = self
         self.engine_core = self
-        self.load = SimpleNamespace(latest=SimpleNamespace(**STATS))
+        self.load = LoadObserver()
+        self.load.record(SimpleNamespace(**STATS), None)
         self.dead: Exception | None = None
         self.paused = False
         self.errored = False

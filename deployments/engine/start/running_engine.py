@@ -17,7 +17,7 @@ from nightjar.deployments.engine.engine_processes import kill_engine
 from nightjar.deployments.engine.process_guard import noted_processes
 from nightjar.deployments.engine.start.arguments import EngineArguments
 from nightjar.deployments.engine_watch import FrontEnd
-from nightjar.policy.wire.report import GroupKey
+from nightjar.policy.wire.report import EngineLoad, GroupKey
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -31,21 +31,36 @@ PAUSE_ANSWER_TIMEOUT_S: Final = 1.0
 
 
 class LoadObserver:
-    """Keeps vLLM's newest scheduler statistics, the load of an engine whose scheduler is not ours, and counts its steps.
+    """Keeps vLLM's newest scheduler statistics of each rank, the load of an engine whose scheduler is not ours, and counts steps.
 
     Has a stat logger's methods.
     """
 
     def __init__(self) -> None:
-        self.latest: SchedulerStats | None = None
+        self._by_rank: dict[int, SchedulerStats] = {}
         self.num_steps = 0
 
-    def record(self, scheduler_stats: SchedulerStats | None, iteration_stats: object, **_rest: object) -> None:
-        """Called by vLLM after each step; without scheduler statistics where only requests were aborted.
+    @property
+    def latest(self) -> EngineLoad:
+        """Of all ranks of data parallelism together: their requests, and the mean share of their KV caches."""
+        stats = [*self._by_rank.values()]
+        deferred = sum(each.num_skipped_waiting_reqs for each in stats)  # vLLM counts them apart
+        return EngineLoad(
+            num_running_reqs=sum(each.num_running_reqs for each in stats),
+            num_waiting_reqs=sum(each.num_waiting_reqs for each in stats) + deferred,
+            num_deferred_reqs=deferred,
+            kv_cache_usage=sum(min(max(each.kv_cache_usage, 0.0), 1.0) for each in stats) / max(len(stats), 1),
+        )
+
+    def record(
+        self, scheduler_stats: SchedulerStats | None, iteration_stats: object, *, engine_idx: int = 0, **_rest: object
+    ) -> None:
+        """Called by vLLM after each step of a rank; without scheduler statistics where only requests were aborted.
 
         A pass over requests that can not be scheduled is recorded as well: it has no output and nothing runs, so it is no step.
         """
-        self.latest = scheduler_stats or self.latest
+        if scheduler_stats is not None:
+            self._by_rank[engine_idx] = scheduler_stats
         if iteration_stats is not None or (scheduler_stats is not None and scheduler_stats.num_running_reqs):
             self.num_steps += 1
 

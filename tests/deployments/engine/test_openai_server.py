@@ -15,7 +15,7 @@ from nightjar.deployments.engine.start.arguments import EngineArguments
 from nightjar.deployments.engine.start.openai_server import OpenAIServer, split_kwargs
 from nightjar.deployments.engine.start.running_engine import LoadObserver, observe_load
 from nightjar.deployments.engine_watch import FrontEnd
-from nightjar.policy.wire.report import GroupKey
+from nightjar.policy.wire.report import EngineLoad, GroupKey
 
 PLAIN = EngineArguments({}, "draft_model", 4)
 
@@ -53,6 +53,18 @@ def test_front_end_counts_what_was_a_step(scheduler_stats: Any, iteration_stats:
     load = LoadObserver()
     load.record(scheduler_stats, iteration_stats, mm_cache_stats=None, engine_idx=0)
     assert load.num_steps == is_step
+
+
+def test_the_load_of_ranks_that_are_served_plainly_is_that_of_all() -> None:
+    load = LoadObserver()
+    assert load.latest == EngineLoad()
+    for rank, (running, usage) in enumerate([(9, 0.9), (3, 0.3), (1, 0.6)]):
+        told: Any = SimpleNamespace(num_running_reqs=running, num_waiting_reqs=2, num_skipped_waiting_reqs=1, kv_cache_usage=usage)
+        load.record(told, None, mm_cache_stats=None, engine_idx=rank)
+    load.record(None, None, mm_cache_stats=None, engine_idx=0)
+    whole = load.latest
+    assert (whole.num_running_reqs, whole.num_waiting_reqs, whole.num_deferred_reqs) == (13, 9, 3)
+    assert whole.kv_cache_usage == pytest.approx(0.6)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch and vLLM, on import
