@@ -63,7 +63,7 @@ def load_serve_file(path: Path) -> ServeFile:
         applications = tuple(check_application(application) for application in checked.applications)
     except ValidationError as error:
         raise ServeFileError(f"{path}: {describe_validation_error(error)}") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise ServeFileError(f"{path}: {' '.join(str(error).split())}") from error
     return ServeFile(
         path=path, values=values, applications=applications, host=checked.http_options.host, port=checked.http_options.port

@@ -86,7 +86,7 @@ class HttpPolicy:
         body = await self._send("GET", timeout_s, {}, params={"replica": replica_id, "application": application})
         try:
             return str(json.loads(body)["mode"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._something_else(error) from error
 
     async def _send(self, method: str, timeout_s: float, headers: Mapping[str, str], **request: Any) -> bytes:

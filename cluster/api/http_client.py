@@ -101,7 +101,7 @@ def refusal(url: str, code: int, body: bytes) -> str:
     """What the API says of a request that it refused; that there is none, where it did not answer."""
     try:
         detail = json.loads(body)["detail"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"{without_credentials(url)} answered {code}: no Nightjar policy app there (it is expected under {ROUTE_PREFIX})"
     return f"{detail} (HTTP {code})"
 

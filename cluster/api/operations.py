@@ -257,7 +257,7 @@ class Operation(Generic[P, Answer]):
             return cast("Answer", answer)
         try:
             answer = json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError("the answer is no JSON; is this Nightjar?") from error
         if issubclass(kind, Record):
             try:

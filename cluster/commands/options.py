@@ -54,7 +54,7 @@ def settings_of(option: str, file: Path) -> dict[str, object]:
     """The policy's settings in a YAML file: a `user_config`. Raises SettingsError, which names the `option`, for what is none."""
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise SettingsError(f"{option} {file}: cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(values, Mapping):
         raise SettingsError(f"{option} {file}: a mapping of settings is needed, such as mode: auto (got {str(values)[:80]!r})")

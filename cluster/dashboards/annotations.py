@@ -100,7 +100,7 @@ def read_load_rows(path: Path) -> tuple[LoadRow, ...]:
             rows.append(LoadRow.model_validate(json.loads(line)))
         except ValidationError as error:
             raise RowsError(f"{path}:{number} is no row of a load test: {describe_validation_error(error)}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RowsError(f"{path}:{number} is no row of a load test: not JSON") from error
     return tuple(rows)
 

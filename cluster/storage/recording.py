@@ -272,7 +272,7 @@ def _frame(line: bytes, file: Path) -> Frame | None:
         values = json.loads(line)
         found = values.get("format")
         frame = Frame.model_validate(values) if found == FORMAT_VERSION else None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
     if frame is None and found is not None:
         wanted = f"written in format {found!r} by {_written_by(values)}; this release reads {FORMAT_VERSION}"

@@ -76,9 +76,16 @@ def describe_validation_error(error: ValidationError, limit: int = 3) -> str:
     problems = []
     for detail in error.errors(include_url=False, include_context=False)[:limit]:
         path = ".".join(str(part) for part in detail["loc"]) or "record"
-        problems.append(f"{path}: {detail['msg']} (got {without_credentials(str(detail['input']))[:80]!r})")
+        problems.append(f"{path}: {detail['msg']} (got {without_credentials(_shown(detail['input']))[:80]!r})")
     remaining = error.error_count() - len(problems)
     return "; ".join(problems) + (f"; and {remaining} more" if remaining > 0 else "")
+
+
+def _shown(value: object) -> str:
+    try:
+        return str(value)
+    except RecursionError:
+        return "values nested too deeply to show"
 
 
 class Record(BaseModel):

@@ -149,6 +149,7 @@ async def test_on_its_own_machine_a_policy_without_a_token_takes_reports_and_one
         (b"", AS_REPORT, 422, "body: LoadReport: 0 bytes that are not msgpack"),
         (b"\xff" * 40, AS_REPORT, 422, "body: LoadReport"),
         (b"\x80", AS_REPORT, 422, "replica_id"),
+        (b"\x91" * 1000 + b"\x01", AS_REPORT, 422, "body: LoadReport"),
         (b"x" * (MAX_RECORD_BYTES + 1), AS_REPORT, 413, f"body: more than the {MAX_RECORD_BYTES} bytes allowed"),
         (Replica().report().to_wire(), {}, 415, "a report is application/msgpack"),
         (Replica().report().to_wire(), {"Content-Type": "text/plain"}, 415, "Content-Type: 'text/plain'"),

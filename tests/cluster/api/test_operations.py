@@ -51,6 +51,7 @@ def test_an_answer_is_the_same_behind_the_http_api(values: Mapping[str, object])
     ("operation", "body", "said"),
     [
         (MODE, b"<html>", "the answer is no JSON; is this Nightjar?"),
+        (MODE, b"[" * 10_000, "the answer is no JSON; is this Nightjar?"),
         (MODE, b"[]", "the answer is no JSON object; is this Nightjar?"),
         (IMPORT, b"{}", "the answer names no groups; is this Nightjar?"),
         (EXPLAIN, b"{}", "the answer is no explanation of this version of Nightjar: replica_id: Field required"),

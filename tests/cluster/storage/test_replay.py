@@ -385,9 +385,10 @@ def test_what_was_rotated_away_before_the_first_whole_state_is_skipped_and_said(
     assert "4 ticks of" in replayed.stdout
 
 
-def test_a_torn_line_is_said_and_ends_the_replay_until_the_next_whole_state(tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [None, b"[" * 10_000], ids=["torn", "nested too deeply"])
+def test_a_torn_line_is_said_and_ends_the_replay_until_the_next_whole_state(tmp_path: Path, other: bytes | None) -> None:
     two_keys(tmp_path)
-    lines_after(tmp_path, lambda lines: [lines[0], lines[1], lines[2][:200], *lines[3:]])
+    lines_after(tmp_path, lambda lines: [lines[0], lines[1], other or lines[2][:200], *lines[3:]])
     replayed = call("replay", tmp_path)
     assert replayed.exit_code == 0, replayed.output
     assert "lines left out, torn or of something else: 1" in replayed.stdout

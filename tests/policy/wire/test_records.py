@@ -200,6 +200,12 @@ def test_bytes_that_are_not_msgpack_are_named_as_such() -> None:
         LoadReport.from_wire(b"\xc1")
 
 
+@pytest.mark.parametrize("depth", [900, 1000, 1020, 100_000])
+def test_values_within_each_other_a_thousand_deep_are_refused_in_words(depth: int) -> None:
+    with pytest.raises(WireError, match="LoadReport: "):
+        LoadReport.from_wire(b"\x91" * depth + b"\x01")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
