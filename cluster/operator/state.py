@@ -21,7 +21,7 @@ from nightjar.cluster.storage.learned_file import About
 from nightjar.policy.controller import Controller
 from nightjar.policy.operator.canary.trial import Trial, told
 from nightjar.policy.operator.freeze import Freeze, HeldPlan
-from nightjar.policy.operator.overrides import live_overrides
+from nightjar.policy.operator.overrides import ModeOverride, live_overrides
 from nightjar.policy.state import FleetState
 from nightjar.policy.wire.operator import OperatorSettings, SettingsError, parse_operator_settings
 from nightjar.policy.wire.record import MAX_NAMED, MAX_REASON_LENGTH, to_plain
@@ -90,6 +90,9 @@ class OperatorState:
             self._keep_beginning(beginning)
         elif not remembered.fleet_id and self._checkpoint.has_read:
             self._keep_beginning(Beginning(at_s=now_s, said=tuple(sorted(self._said)[:MAX_NAMED])))
+        held = [*map(_with_reason, live_overrides(stored, now_s))]
+        if held:
+            log.warning("set_by_hand_before", holds=held, consequence="it wins over the settings until `nightjar mode default`")
 
     def hear(self, place: str, about: About, now_s: float) -> list[str]:
         """Hold what is set by hand at the predecessor, which wrote `about`, in place of what it said before.
@@ -112,7 +115,7 @@ class OperatorState:
         if set(overrides) != set(self._controller.overrides) or freeze != self._controller.freeze:
             self._controller.overrides, self._controller.freeze = overrides, freeze
             self._checkpoint.keep(overrides=overrides, freeze=freeze)
-            said = [f"{in_words(held)} ({held.reason})" if held.reason else in_words(held) for held in carried]
+            said = map(_with_reason, carried)
             words = ", ".join([*said, *(["a freeze"] if freeze is not None else [])]) or "nothing"
             news.append(f"set by hand in the cluster before ({place}): {words}")
         return news
@@ -246,3 +249,7 @@ def _freeze_in_words(freeze: Freeze, now_s: float) -> str:
     """`frozen for 1800 s (release): no new plan, measurement or lease`, for the journal."""
     lasting = "" if freeze.expires_at_s is None else f" for {freeze.expires_at_s - now_s:g} s"
     return f"frozen by hand{lasting}{f' ({freeze.reason})' if freeze.reason else ''}: {NO_NEW}"
+
+
+def _with_reason(override: ModeOverride) -> str:
+    return f"{in_words(override)} ({override.reason})" if override.reason else in_words(override)

@@ -247,6 +247,7 @@ def _put_in_place(args: argparse.Namespace, options: ServeOptions) -> None:
         api=here,
         backend=page.host,
         place=place,
+        mode=str(options.settings.get("mode", "")),
     )
     for name, ours in zip(REPLACED, (server.engine_client, server.build_app), strict=True):
         setattr(entry, name, ours)

@@ -81,7 +81,7 @@ class SteeredServer:
     """One server's. `engine_client` and `build_app` take the arguments of vLLM's functions, `theirs` and `their_build_app`.
 
     `place` tells this server from others of its machine: its port. `api` is the policy, where it runs here; the application of a
-    server under one elsewhere is the name of its model.
+    server under one elsewhere is the name of its model. `mode` is what the user's settings say, for where the policy is late.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class SteeredServer:
         api: PolicyThread | None,
         backend: Callable[[Mapping[str, str]], Backend],
         place: str,
+        mode: str = "",
     ) -> None:
         log_plain_tracebacks()
         self._theirs = theirs
@@ -100,6 +101,7 @@ class SteeredServer:
         self._policy = policy
         self._api = api
         self._backend = backend
+        self._mode = mode
         self._replica_id = f"{host_name(os.environ)}:{place}"
 
     @contextlib.asynccontextmanager
@@ -229,13 +231,17 @@ class SteeredServer:
         return APPLICATION if self._api is not None else served_name(engine_args)[:MAX_NAME_LENGTH]
 
     async def _wants_shadow(self, engine_args: AsyncEngineArgs) -> bool:
-        """A policy that does not answer in time: no."""
+        """Where a policy does not answer in time, as the user's settings say; with none of them here, no."""
         application = self._application(engine_args)
         try:
-            return await self._policy.starting_mode(self._replica_id, application, STARTING_MODE_TIMEOUT_S) == "shadow"
+            mode = await self._policy.starting_mode(self._replica_id, application, STARTING_MODE_TIMEOUT_S)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the policy, the engine starts
-            log.warning("starting_mode_unknown", error=str(error), consequence="the engine starts with steered arguments")
-            return False
+            mode = self._mode
+            arguments = "the user's" if mode == "shadow" else "steered"
+            log.warning("starting_mode_unknown", error=str(error), consequence=f"the engine starts with {arguments} arguments")
+        else:
+            log.info("starting_mode", mode=mode)
+        return mode == "shadow"
 
     @staticmethod
     def _serve_plainly(users: Mapping[str, str], error: Exception) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from nightjar.cluster.api.operations import MODE, STATUS, OperationError
 from nightjar.cluster.policy_thread import PolicyThread
@@ -59,8 +60,10 @@ async def test_what_was_set_by_hand_is_there_after_a_new_start_and_says_where_it
     assert answer["outlives"] == {"head": False, "upgrade": False, "folder": str(tmp_path / "state"), "process": True}
     before = (await first.call(STATUS)).policy.incarnation
     first.stop()
-    second = start(mode="auto")
-    assert await second.starting_mode("r1", "chat", 30.0) == "off"
+    with capture_logs() as logs:
+        second = start(mode="auto")
+        assert await second.starting_mode("r1", "chat", 30.0) == "off"
+    assert [entry["holds"] for entry in logs if entry["event"] == "set_by_hand_before"] == [["fleet off (a test)"]]
     assert (await second.call(STATUS)).policy.incarnation > before
 
 

@@ -189,14 +189,20 @@ async def test_each_rank_behind_one_front_end_has_an_agent_that_asks_its_own_cor
 @pytest.mark.parametrize("mode", ["shadow", "auto"])
 async def test_an_engine_starts_with_the_users_arguments_where_the_policy_says_shadow(host: Host, mode: str) -> None:
     host.policy.mode = mode
-    await host.serves()
+    with capture_logs() as logs:
+        await host.serves()
     assert host.shadows == [mode == "shadow"]
+    assert [entry["mode"] for entry in logs if entry["event"] == "starting_mode"] == [mode]
 
 
-async def test_a_policy_that_is_away_holds_up_no_engine(host: Host) -> None:
+@pytest.mark.parametrize("mode", ["", "auto", "shadow"])
+async def test_a_policy_that_is_away_holds_up_no_engine_which_starts_as_its_user_said(
+    host: Host, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     host.policy.error = OperationError(503, "away")
+    monkeypatch.setattr(host.server, "_mode", mode)
     assert await host.serves() == "ours"
-    assert host.shadows == [False]
+    assert host.shadows == [mode == "shadow"]
 
 
 async def test_what_fails_before_an_engine_starts_is_left_to_vllm_in_the_users_environment(
