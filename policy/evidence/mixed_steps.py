@@ -147,7 +147,8 @@ def mixed_seconds(evidence: Evidence, times: StepTimes, ks: Sequence[int], prefi
 
     A constant, every token that the target computes (the verified drafts among them), a share of what K adds to a pure decode step,
     and each prompt token that the drafter reads, all non-negative. That share is 1 at most: such a step drafts for the same rows,
-    so what K adds to it beyond that is the drafter's reading of prompts, which is the same at every K.
+    so what K adds to it beyond that is the drafter's reading of prompts, which is the same at every K. A token takes it as long as
+    the target at most: one step with three prompt tokens, slow for another reason, must not price those of a whole prompt.
     """
     shape, cells = times.log_seconds.shape, evidence.mixed_cells
     if not cells:
@@ -172,8 +173,21 @@ def mixed_seconds(evidence: Evidence, times: StepTimes, ks: Sequence[int], prefi
 
 
 def _weights(parts: Floats, seconds: Floats, trust: Floats) -> Floats:
-    """Of each part of steps with prefill which took so many `seconds` and weigh `trust`; that of drafting is the whole at
-    most, and the others are what they are beside it."""
+    """Of each part of steps with prefill which took so many `seconds` and weigh `trust`; the drafter's prompts weigh as much as
+    tokens at most, and where they would weigh more, both are what they are together."""
+    tokens, prompts = _PARTS.index("tokens"), _PARTS.index("drafter's prompts")
+    weights = _fitted(parts, seconds, trust)
+    if weights[prompts] > weights[tokens]:
+        together = parts.copy()
+        together[:, prompts] += parts[:, tokens]
+        together[:, tokens] = 0.0
+        weights = _fitted(together, seconds, trust)
+        weights[tokens] = weights[prompts]
+    return weights
+
+
+def _fitted(parts: Floats, seconds: Floats, trust: Floats) -> Floats:
+    """Weights by least squares, none negative; that of drafting is the whole at most, and the others are what they are beside it."""
     size = np.abs(parts).mean(axis=0)
     scale = np.where(size > 0.0, size, 1.0)
     relative = parts / scale / seconds[:, None]

@@ -153,6 +153,24 @@ def test_one_k_beside_prefill_tells_what_the_drafter_takes_to_read_prompts_and_s
         assert found[bucket, place] == pytest.approx(seconds(times.rows[bucket], k, 600.0), rel=0.08)
 
 
+def test_a_step_with_three_prompt_tokens_does_not_tell_that_the_drafter_takes_longer_to_read_a_prompt_than_the_target() -> None:
+    """The one step beside prefill at the K that ran: what it took beyond a pure one, a hundred times over, kept a fleet at off."""
+    known, bucket = (
+        evidence(
+            {
+                Cell(2, 5, prefill=True): with_prefill(1.0, 0.037, 3.0, 3.0, 15.0),
+                Cell(2, 0, prefill=True): with_prefill(12.0, 12.0 * 0.022, 36.0, 12.0 * 130.0, 0.0),
+            }
+        ),
+        2,
+    )
+    times = predict_step_times(known.cells, KS, buckets_up_to(KEY.max_num_seqs), KEY.max_num_seqs, 0.0)
+    found = predicted_seconds(known, times, KS)
+    assert found is not None
+    added_s = np.exp(times.log_seconds[bucket]) - np.exp(times.log_seconds[bucket, 0])
+    assert (found[bucket] - added_s <= 2.0 * found[bucket, 0]).all()
+
+
 @pytest.mark.parametrize("known", [evidence({}), evidence(mixed_cells(), steps_per_token=0.0)], ids=["none seen", "none come"])
 def test_nothing_is_charged_where_nothing_prefills(known: Evidence) -> None:
     assert not charged(known).any()
