@@ -187,7 +187,7 @@ def _weights(parts: Floats, seconds: Floats, trust: Floats) -> Floats:
 
 
 def _fitted(parts: Floats, seconds: Floats, trust: Floats) -> Floats:
-    """Weights by least squares, none negative; that of drafting is the whole at most, and the others are what they are beside it."""
+    """Weights by least squares, none negative; that of drafting is the whole at most, the others are what they are beside it."""
     size = np.abs(parts).mean(axis=0)
     scale = np.where(size > 0.0, size, 1.0)
     relative = parts / scale / seconds[:, None]
