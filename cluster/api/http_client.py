@@ -110,8 +110,9 @@ def _options(route: Route, arguments: Sequence[object]) -> dict[str, Any]:
     """Of httpx's request. An object goes out whatever is in it, as nan: what is wrong with it the policy says, by its field."""
     left, options = list(arguments), dict[str, Any]()
     if route.body:
-        content = left.pop(0)
-        options["content"] = json.dumps(content) if route.body == "object" else content
+        options["content"] = left.pop(0)
+    if route.body == "object":
+        options |= {"content": json.dumps(options["content"]), "headers": {"Content-Type": "application/json"}}
     if route.query is not None:
         options["params"] = {route.query.name: left.pop(0)}
     return options

@@ -174,7 +174,7 @@ def mixed_seconds(evidence: Evidence, times: StepTimes, ks: Sequence[int], prefi
 
 def _weights(parts: Floats, seconds: Floats, trust: Floats) -> Floats:
     """Of each part of steps with prefill which took so many `seconds` and weigh `trust`; the drafter's prompts weigh as much as
-    tokens at most, and where they would weigh more, both are what they are together."""
+    tokens at most, and where they would weigh more, one weight is fitted to both."""
     tokens, prompts = _PARTS.index("tokens"), _PARTS.index("drafter's prompts")
     weights = _fitted(parts, seconds, trust)
     if weights[prompts] > weights[tokens]:

@@ -47,10 +47,11 @@ def checking_policy(request: httpx.Request) -> httpx.Response:
 def test_a_number_or_a_text_that_is_none_is_refused_by_its_option(
     serve: Callable[[Handler], list[httpx.Request]], arguments: tuple[str, ...], said: str
 ) -> None:
-    serve(checking_policy)
+    sent = serve(checking_policy)
     refused = call(*arguments)
     assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1), refused.exception
     assert said in refused.stderr
+    assert {request.headers["Content-Type"] for request in sent if request.method == "POST"} <= {"application/json"}
 
 
 @pytest.mark.parametrize("url", ["http://gpu-box:8000\n", "http://gpu\tbox:8000", "http://\udcfc:8000", "http://a:80/\x01"])
