@@ -115,7 +115,7 @@ def engine_facts(config: LLMConfig, kwargs: EngineKwargs) -> EngineFacts:
         max_num_speculative_tokens=(speculative.num_speculative_tokens or 0) if speculative else 0,
         pipeline_parallel_size=kwargs.pipeline_parallel_size,
         data_parallel_size=kwargs.data_parallel_size,
-        num_nodes=int(config.engine_kwargs.get("nnodes") or 1),
+        num_nodes=kwargs.nnodes,
         why_ranks_plain=why_plain_with(config.engine_kwargs, is_moe=has_experts(model_configuration(config.model_source))),
         runner_is_v1=_runner_is_v1(config, kwargs, on_cpu=on_cpu, kind=kind),
         runner_is_users=bool(environment_of(config).get(RUNNER_VARIABLE)),

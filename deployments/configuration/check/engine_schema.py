@@ -123,6 +123,7 @@ class EngineKwargs(BaseModel):
     pipeline_parallel_size: PositiveCount = 1
     data_parallel_size: PositiveCount = 1
     data_parallel_size_local: Annotated[int, Field(ge=0)] | None = None
+    nnodes: PositiveCount = 1
     decode_context_parallel_size: PositiveCount = 1
     prefill_context_parallel_size: PositiveCount = 1
     max_num_seqs: PositiveCount | None = None

@@ -152,6 +152,12 @@ BROKEN = [
         id="local ranks that are no number",
     ),
     pytest.param(
+        replaced("max_num_seqs: 64", "nnodes: two"),
+        "f:11: error: applications.0.args.llm_configs.0.engine_kwargs.nnodes: 'two' must be a valid integer; "
+        "correct it, or take it out for the default 1",
+        id="nodes that are no number",
+    ),
+    pytest.param(
         replaced("num_replicas: 3", "ray_actor_options: {num_gpus: '2'}"),
         "f:17: error: applications.0.args.llm_configs.0.deployment_config.ray_actor_options.num_gpus: '2'; Ray takes a number "
         "here: no quotes",
