@@ -260,7 +260,8 @@ def _costs(price: Priced, replicas: int) -> _Costs:
         drafter_sleeps=profile.drafter.off is Mechanics.DORMANT,
     )
     estimate = replan_alone(view)
-    times = predict_step_times(evidence.cells, view.ks, view.buckets, profile.limits.max_num_seqs, view.now_s)
+    most = profile.limits.max_num_seqs
+    times = predict_step_times(evidence.cells, view.ks, view.buckets, most, view.now_s, evidence.mixed_cells)
     tokens = times.rows[:, None] * estimate.goodput_model.tokens_per_row
     pure = np.exp(times.log_seconds) / tokens
     beside = estimate.goodput_model.mixed_costs

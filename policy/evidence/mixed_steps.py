@@ -28,6 +28,8 @@ TRUST_STEPS: Final = 10.0
 """Mixed steps of a cell at which its mean weighs half: prompts differ, so few of them say little."""
 LATE_SHARE: Final = 0.01
 """Of all steps, those that may take longer than an operator's limit: it bounds the 99th percentile."""
+LONGER_SHARE: Final = 0.1
+"""By which K may prolong a step with prefill that exceeds an operator's limit at K = 0 already."""
 PROMPT_SPREAD: Final = 1.3
 """Standard deviation of the logarithm of a prompt's tokens: of chats (ShareGPT 1.3, Azure's conversations 1.0)."""
 _PARTS: Final = ("step", "tokens", "drafting", "drafter's prompts")
@@ -209,17 +211,21 @@ def long_prefill(
     """(buckets, ks): seconds by which a step with a long prompt exceeds a pure decode step; 0 where such steps do not count.
 
     A long prompt prolongs a step as many times as the usual one as it is longer, or as much as its tokens take where that is more.
+    Where off's usual step with a prompt exceeds the limit, no K keeps it there: such steps do not count then, but a K that makes
+    them longer still, by more than LONGER_SHARE, never keeps the limit (infinite).
     """
     usual_s = mixed_seconds(evidence, times, ks)
     if usual_s is None:
         return np.zeros(times.log_seconds.shape)
     decode_s = np.exp(times.log_seconds)
     tokens = times.rows[:, None] * _tokens_per_row(evidence, ks, emitted)
-    longer = np.vectorize(long_prompt, otypes=[float])(evidence.mixed_steps_per_token * tokens)
+    share = evidence.mixed_steps_per_token * tokens
+    longer = np.vectorize(long_prompt, otypes=[float])(share)
     long_s = mixed_seconds(evidence, times, ks, longer)
     assert long_s is not None
     beyond_s = np.maximum(longer * np.maximum(usual_s - decode_s, 0.0), long_s - decode_s)
-    counted: Floats = np.where(usual_s[:, :1] <= max_step_s, beyond_s, 0.0)
+    prolongs = (usual_s > (1.0 + LONGER_SHARE) * usual_s[:, :1]) & (share > LATE_SHARE)
+    counted: Floats = np.where(usual_s[:, :1] <= max_step_s, beyond_s, np.where(prolongs, np.inf, 0.0))
     return counted
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Self
 
 import numpy as np
@@ -69,16 +70,22 @@ class StepTimes:
 
 
 def predict_step_times(
-    cells: Mapping[Cell, CellEvidence], ks: Sequence[int], buckets: range, max_num_seqs: int, now_s: float
+    cells: Mapping[Cell, CellEvidence],
+    ks: Sequence[int],
+    buckets: range,
+    max_num_seqs: int,
+    now_s: float,
+    mixed_cells: Mapping[Cell, CellEvidence] = MappingProxyType({}),
 ) -> StepTimes:
     """Step times of `buckets` at `ks` from decayed evidence that is as old as it is at `now_s`.
 
-    Cells with a K that is not among `ks` help the shape as well.
+    Cells with a K that is not among `ks` help the shape as well. `mixed_cells`, those with prefill, say alone how many rows a
+    bucket usually has that has no pure decode step: an engine that stays nearly full has them at its end.
     """
-    of_buckets = np.array([cell.batch_bucket for cell in cells], dtype=np.int64)
+    of_buckets = _buckets_of(cells)
     k = np.array([cell.num_speculative_tokens for cell in cells], dtype=np.int64)
     sums = table_of(list(cells.values()))
-    bucket_rows, context_per_row = _usual(of_buckets, sums, buckets, max_num_seqs)
+    bucket_rows, context_per_row = _usual(of_buckets, sums, buckets, max_num_seqs, mixed_cells)
     shape = (len(buckets), len(ks))
     asked = _Points(
         buckets=np.repeat(np.array(buckets), len(ks)),
@@ -142,16 +149,34 @@ class _Points:
         return columns
 
 
-def _usual(cell_buckets: npt.NDArray[np.int64], sums: Table, buckets: range, max_num_seqs: int) -> tuple[Floats, Floats]:
-    """Rows and context tokens a row of each bucket: its own where it has evidence, else its middle and the group's context."""
-    reachable = cell_buckets < len(buckets)
-    cell_buckets, sums = cell_buckets[reachable], sums[reachable]
-    steps, rows, context = (np.bincount(cell_buckets, sums[name], len(buckets)) for name in ("steps", "rows", "context_tokens"))
+def _buckets_of(cells: Mapping[Cell, CellEvidence]) -> npt.NDArray[np.int64]:
+    return np.array([cell.batch_bucket for cell in cells], dtype=np.int64)
+
+
+def _usual(
+    of_buckets: npt.NDArray[np.int64], sums: Table, buckets: range, max_num_seqs: int, mixed_cells: Mapping[Cell, CellEvidence]
+) -> tuple[Floats, Floats]:
+    """Rows and context tokens a row of each bucket: its own where it has evidence, else the rows of its steps with prefill or its
+    middle, and the group's context."""
     ranges = np.array([bucket_range(bucket, max_num_seqs) for bucket in buckets], dtype=float)
-    known = steps > 0
-    usual_rows = np.where(known, rows / np.where(known, steps, 1.0), np.sqrt(ranges[:, 0] * ranges[:, 1]))
-    overall = context.sum() / max(rows.sum(), 1.0)
-    return usual_rows, np.where(known, context / np.where(known, rows, 1.0), overall)
+    usual_rows = np.sqrt(ranges[:, 0] * ranges[:, 1])
+    mixed_steps, mixed_rows, _ = _by_bucket(_buckets_of(mixed_cells), table_of(list(mixed_cells.values())), len(buckets))
+    steps, rows, context = _by_bucket(of_buckets, sums, len(buckets))
+    np.divide(mixed_rows, mixed_steps, out=usual_rows, where=mixed_steps > 0)
+    np.divide(rows, steps, out=usual_rows, where=steps > 0)
+    context_per_row = np.full(len(buckets), context.sum() / max(rows.sum(), 1.0))
+    np.divide(context, rows, out=context_per_row, where=steps > 0)
+    return usual_rows, context_per_row
+
+
+def _by_bucket(of_buckets: npt.NDArray[np.int64], sums: Table, count: int) -> tuple[Floats, Floats, Floats]:
+    """(count,) each: steps, rows and context tokens of the first so many buckets."""
+    reachable = of_buckets < count
+    there = of_buckets[reachable]
+    steps, rows, context = (
+        np.bincount(there, sums[name][reachable], count).astype(np.float64) for name in ("steps", "rows", "context_tokens")
+    )
+    return steps, rows, context
 
 
 def _measured(

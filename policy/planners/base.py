@@ -129,8 +129,9 @@ class GroupView:
 
     def goodput_model(self) -> GoodputModel:
         """Expected goodput of every K in every bucket; half a millisecond, so ask once."""
-        times = predict_step_times(self.evidence.cells, self.ks, self.buckets, self.key.max_num_seqs, self.now_s)
-        emitted = predict_emitted(self.evidence.cells, self.ks, times.rows, self.now_s) if self.evidence.is_censored else None
+        cells, mixed_cells = self.evidence.cells, self.evidence.mixed_cells
+        times = predict_step_times(cells, self.ks, self.buckets, self.key.max_num_seqs, self.now_s, mixed_cells)
+        emitted = predict_emitted(cells, self.ks, times.rows, self.now_s) if self.evidence.is_censored else None
         tokens = emitted.tokens if emitted is not None else None
         mixed_s = mixed_seconds(self.evidence, times, self.ks)
         costs = mixed_costs(self.evidence, times, self.ks, mixed_s, drafter_sleeps=self.drafter_sleeps, emitted=tokens)
@@ -138,7 +139,7 @@ class GroupView:
         limit = None
         if limit_ms is not None:
             prefill_s = long_prefill(self.evidence, times, self.ks, limit_ms / 1e3, tokens)
-            limit = step_limit(times, limit_ms / 1e3, step_noise(self.evidence.cells), prefill_s)
+            limit = step_limit(times, limit_ms / 1e3, step_noise(cells), prefill_s)
         return goodput_model(self.ks, times, self.evidence, costs, self.now_s, limit, mixed_s, emitted)
 
 

@@ -298,14 +298,15 @@ class _Costs:
     @classmethod
     def of(cls, view: GroupView, model: GoodputModel, *, taxes_off: bool) -> _Costs:
         evidence, most = view.evidence, view.key.max_num_seqs
-        times = predict_step_times(evidence.cells, model.ks, view.buckets, most, view.now_s)
+        times = predict_step_times(evidence.cells, model.ks, view.buckets, most, view.now_s, evidence.mixed_cells)
         emitted = model.tokens_per_row if evidence.is_censored else None
         known = mixed_costs(evidence, times, model.ks, model.mixed_seconds, drafter_sleeps=False, emitted=emitted)
         shape = (*times.log_seconds.shape, len(model.ks))
         beside = np.zeros(shape) if known is None else np.maximum(known - known[:, :1, :1], 0.0)
         tax = np.zeros(shape[0])
         if taxes_off:
-            off_s, first_s = np.exp(predict_step_times(evidence.cells, (0, 1), view.buckets, most, view.now_s).log_seconds).T
+            both = predict_step_times(evidence.cells, (0, 1), view.buckets, most, view.now_s, evidence.mixed_cells)
+            off_s, first_s = np.exp(both.log_seconds).T
             added_s = np.maximum(first_s - off_s, 0.0)
             smallest = min(cell.batch_bucket for cell in evidence.cells)
             share = 1.0 if view.key.drafter_kind in DRAFT_A_BLOCK else STOCK_OFF_SHARE

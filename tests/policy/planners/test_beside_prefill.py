@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,8 +14,19 @@ from nightjar.policy.evidence.mixed_steps import MixedShare, share_of_steps
 from nightjar.policy.planners.base import GroupView, present_indices
 from nightjar.policy.planners.calibration import Measurement, measurements
 from nightjar.policy.planners.fleet import fleet_plan
+from nightjar.policy.wire.batch_buckets import batch_bucket
 from tests.policy.engines import AUTO, KEY
-from tests.policy.evidence.test_mixed_steps import KS, clean_cells, evidence, mixed_cells
+from tests.policy.evidence.test_mixed_steps import (
+    KS,
+    clean_cells,
+    clean_seconds,
+    evidence,
+    mixed_cells,
+    mixed_seconds,
+    with_prefill,
+)
+from tests.policy.planners.test_planners import KEY as SMALL
+from tests.policy.planners.test_planners import known
 
 SOME_KS = st.lists(st.sampled_from(KS), min_size=1, unique=True).map(sorted).map(tuple)
 MOSTLY = st.floats(MOSTLY_MIXED, 1.0, exclude_min=True)
@@ -69,3 +81,23 @@ def test_inv_10_no_single_replica_decides_whether_most_steps_have_prefill(shares
     honest = [MixedShare(steps=64.0 * share, counted_steps=64.0) for share in shares]
     liars = [share_of_steps([*honest, MixedShare(steps=steps, counted_steps=64.0)]) for steps in (0.0, 64.0)]
     assert min(shares) <= min(liars) <= max(liars) <= max(shares)
+
+
+def test_a_bucket_that_has_steps_with_prefill_alone_is_predicted_at_their_rows_with_less_doubt() -> None:
+    """An engine whose 32 slots are always asked for has 31 rows and a prompt in most steps, and 32 in the others."""
+    ks = (0, 1)
+    full = known({(32, k): clean_seconds(32, k) for k in ks}, steps=400.0)
+    beside = {
+        Cell(batch_bucket(31), k, prefill=True): with_prefill(
+            200.0, 200.0 * mixed_seconds(31, k, 400.0), 200.0 * 31, 8e4, 200.0 * 31 * k
+        )
+        for k in ks
+    }
+    view = GroupView(SMALL, AUTO, replace(full, mixed_cells=beside))
+    model, apart = view.goodput_model(), view.with_evidence(full).goodput_model()
+    bucket = batch_bucket(31)
+    assert bucket != batch_bucket(32)
+    assert model.rows[bucket] == 31.0
+    assert apart.rows[bucket] < 31.0
+    doubt, doubt_apart = (its.gain(np.zeros(len(its.rows), dtype=np.int64))[1][bucket, 1] for its in (model, apart))
+    assert doubt < doubt_apart

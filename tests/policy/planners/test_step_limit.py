@@ -88,6 +88,17 @@ def test_where_prefill_alone_exceeds_the_limit_pure_decode_steps_decide() -> Non
     assert planned(evidence, 26.5).num_speculative_tokens(4) == 3
 
 
+@pytest.mark.parametrize(("length_s", "k"), [(0.320, 5), (0.340, 0)])
+def test_what_exceeds_the_limit_at_off_is_prolonged_by_a_tenth_at_most(length_s: float, k: int) -> None:
+    evidence = replace(with_prefill(steady(STEPS_S, SURE), 0.300, length_s), mixed_steps_per_token=0.01)
+    assert planned(evidence, 40.0).num_speculative_tokens(4) == k
+
+
+def test_what_is_rarer_than_the_steps_that_may_exceed_the_limit_does_not_count_where_off_exceeds_it() -> None:
+    evidence = replace(with_prefill(steady(STEPS_S, SURE), 0.300, 0.340), mixed_steps_per_token=0.0005)
+    assert planned(evidence, 40.0).num_speculative_tokens(4) == 5
+
+
 @given(
     st.dictionaries(st.tuples(st.sampled_from([1, 4, 16, 32]), st.sampled_from(KS)), st.floats(0.001, 1.0), max_size=8),
     st.floats(0.5, 2000.0),
