@@ -211,8 +211,8 @@ def long_prefill(
     """(buckets, ks): seconds by which a step with a long prompt exceeds a pure decode step; 0 where such steps do not count.
 
     A long prompt prolongs a step as many times as the usual one as it is longer, or as much as its tokens take where that is more.
-    Where off's usual step with a prompt exceeds the limit, no K keeps it there: such steps do not count then, but a K that makes
-    them longer still, by more than LONGER_SHARE, never keeps the limit (infinite).
+    Where off's usual step with a prompt exceeds the limit, no K keeps it there: such steps count then only for a K that makes them
+    longer still, by more than LONGER_SHARE.
     """
     usual_s = mixed_seconds(evidence, times, ks)
     if usual_s is None:
@@ -224,8 +224,9 @@ def long_prefill(
     long_s = mixed_seconds(evidence, times, ks, longer)
     assert long_s is not None
     beyond_s = np.maximum(longer * np.maximum(usual_s - decode_s, 0.0), long_s - decode_s)
-    prolongs = (usual_s > (1.0 + LONGER_SHARE) * usual_s[:, :1]) & (share > LATE_SHARE)
-    counted: Floats = np.where(usual_s[:, :1] <= max_step_s, beyond_s, np.where(prolongs, np.inf, 0.0))
+    off_s = usual_s[:, :1]
+    prolongs = (usual_s > (1.0 + LONGER_SHARE) * off_s) & (share > LATE_SHARE)
+    counted: Floats = np.where((off_s <= max_step_s) | prolongs, beyond_s, 0.0)
     return counted
 
 
