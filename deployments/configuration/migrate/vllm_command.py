@@ -38,7 +38,10 @@ COMMAND_LINE: Final = "#$ "
 _CONTINUED: Final = re.compile(r"\\\r?\n")
 _VARIABLE: Final = r"""\w+=("[^"]*"|'[^']*'|\$\([^)]*\)|\\.|[^\s"'\\])*"""
 _SERVER: Final = r"(\S*/)?(vllm\s+serve\b|python[0-9.]*\s+-m\s+vllm\.entrypoints\.openai\.api_server\b)"
-_COMMAND: Final = re.compile(rf"\s*({_VARIABLE}\s+)*(exec\s+)?{_SERVER}")
+_COMMAND: Final = re.compile(rf"\s*(({_VARIABLE}|exec|env|uv\s+run)\s+)*{_SERVER}")
+_BEFORE: Final = re.compile(rf"\s*(set(\s+[-+]\w+|\s+pipefail)+|export(\s+{_VARIABLE})+)?(\s*|(^|\s+)#.*)$")
+"""Lines that a script may have above its server: they change nothing for it, or its environment."""
+_STARTERS: Final = ("exec", "env", "uv", "run")
 SHORT_OPTIONS: Final = {
     "-tp": "tensor_parallel_size",
     "-pp": "pipeline_parallel_size",
@@ -103,12 +106,14 @@ class VllmCommand:
 
 
 def is_command(text: str) -> bool:
-    """Whether a text is a `vllm serve` command, perhaps below comments.
+    """Whether a text is a `vllm serve` command, perhaps at the end of a script that sets options of the shell and variables.
 
     >>> is_command("vllm serve Qwen/Qwen3-8B -tp 2"), is_command("applications: []")
     (True, False)
+    >>> is_command("set -euo pipefail\\nexport HF_HOME=/models\\nexec uv run vllm serve Qwen/Qwen3-8B")
+    True
     """
-    lines = (line for line in _CONTINUED.sub(" ", text).splitlines() if line.strip() and not line.lstrip().startswith("#"))
+    lines = (line for line in _CONTINUED.sub(" ", text).splitlines() if not _BEFORE.match(line))
     return bool(_COMMAND.match(next(lines, "")))
 
 
@@ -142,16 +147,22 @@ def config_to_command(text: str) -> str | None:
 
 def parse_command(text: str) -> VllmCommand:
     """Read a command line. Raises SourceError."""
-    plain = _without_comments(_CONTINUED.sub(" ", text))
+    lines = _without_comments(_CONTINUED.sub(" ", text)).split("\n")
+    exports = []
+    while lines and _BEFORE.match(lines[0]):
+        exports += [line for line in lines[:1] if line.split()[:1] == ["export"]]
+        del lines[0]
     try:
-        words = shlex.split(plain)
+        words = shlex.split("\n".join(lines))
+        exported = [word for line in exports for word in shlex.split(line)[1:]]
     except ValueError as error:
         raise SourceError(1, f"not a shell command ({error}); close its quotes") from error
-    environment = {}
-    while words and re.match(r"^\w+=", words[0]):
-        name, _, value = words.pop(0).partition("=")
-        environment[name] = value
-    words = words[1:] if words[:1] == ["exec"] else words
+    environment = dict(word.split("=", 1) for word in exported)
+    while words and (words[0] in _STARTERS or re.match(r"^\w+=", words[0])):
+        word = words.pop(0)
+        if "=" in word:
+            name, _, value = word.partition("=")
+            environment[name] = value
     words = words[2:] if words[1:2] == ["serve"] else words[3:]
     model, arguments = _read_words(words)
     model = arguments.pop("model", None) or model

@@ -271,6 +271,10 @@ COMMANDS: Final = {
     "vllm \\\n  serve someone/chat-7b",
     "by its path": "/opt/venv/bin/vllm serve someone/chat-7b --port 9000",
     "script": "#!/bin/sh\n# our server\nexec vllm serve ./models/chat \\\n  --host 127.0.0.1",
+    "script with options of the shell and variables": (
+        "#!/bin/bash\nset -euo pipefail\nset -x\n\nexport HF_HOME='/data/hub cache' VLLM_USE_V1=1\n"
+        "export OMP_NUM_THREADS=4  # as many as there are\nexec env TZ=UTC uv run vllm serve someone/chat-7b --max-num-seqs 64"
+    ),
     "another Python": "/usr/bin/python3.12 -m vllm.entrypoints.openai.api_server --model someone/chat-7b",
     "old entry point": "python -m vllm.entrypoints.openai.api_server --model someone/chat-7b "
     "--allowed-origins '[\"*\"]' --max-num-seqs 8",

@@ -247,6 +247,17 @@ def test_a_command_says_what_it_said() -> None:
     assert parse_command(COMMANDS["json and environment"]).environment == {"VLLM_LOGGING_LEVEL": "DEBUG"}
 
 
+def test_what_a_script_exports_is_the_servers_environment() -> None:
+    found = parse_command(COMMANDS["script with options of the shell and variables"])
+    assert found.environment == {"HF_HOME": "/data/hub cache", "VLLM_USE_V1": "1", "OMP_NUM_THREADS": "4", "TZ": "UTC"}
+    assert (found.model, dict(found.arguments)) == ("someone/chat-7b", {"max_num_seqs": 64})
+
+
+@pytest.mark.parametrize("before", ["cd /models", "export HF_HOME", "set -e; cd /models", "PATH=/opt/bin", "source env.sh"])
+def test_a_script_that_does_more_before_its_server_is_no_command(before: str) -> None:
+    assert not is_command(f"#!/bin/sh\n{before}\nvllm serve someone/chat-7b")
+
+
 def test_a_config_that_was_edited_gives_a_command_of_its_values() -> None:
     config = command_to_config("vllm serve someone/chat-7b --max-num-seqs 64").replace("max_num_seqs: 64", "max_num_seqs: 32")
     assert config_to_command(config) == (
@@ -305,6 +316,7 @@ def test_a_command_with_ranks_asks_for_the_gpus_of_all_and_lets_all_their_rows_t
         ("vllm serve 'm", "not a shell command"),
         ("vllm serve m > log.txt", ">: what a shell does beside the server"),
         ("vllm serve m &", "&: what a shell does beside the server"),
+        ("export HF_HOME=$HOME/hub\nvllm serve m", "'$HOME/hub"),
         ("HF_TOKEN=$TOKEN vllm serve m", "'$TOKEN vllm serv': a shell puts something else there"),
         ('vllm serve "$(cat model)"', "a shell puts something else there"),
         ("vllm serve m --chat-template a\u2028b", "ends a line in YAML"),
