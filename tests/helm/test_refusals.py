@@ -11,6 +11,7 @@ from tests.helm.rendering import CHART, ROOT, needs_helm, notes_of, refusal, rel
 
 pytestmark = needs_helm
 MODEL = {"name": "m", "modelSource": "org/m"}
+WITH_DEFAULTS = ("image", "policy", "head", "public", "networkPolicy", "monitoring", "loadTest", "helmTest")
 LOOPBACK = "{{http_options: {{host: {host}}}, applications: []}}"
 GROUP = {"groupName": "g", "minReplicas": 1, "maxReplicas": 1, "resources": {"limits": {"nvidia.com/gpu": 2}}}
 FOUR = GROUP | {"resources": {"limits": {"nvidia.com/gpu": 4}}}
@@ -225,6 +226,15 @@ def test_a_chart_above_ours_may_use_it_as_a_dependency(tmp_path: Path) -> None:
     assert release(chart=above, values={"global": {"x": 1}, "nightjar": {"rayVersion": "2.60.1"}}).cluster["rayVersion"] == "2.60.1"
 
 
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [*(("", name) for name in WITH_DEFAULTS), ("policy", "journal"), ("public", "ingress"), ("podDisruptionBudget", "workers")],
+)
+def test_a_section_without_a_value_loses_its_defaults_and_is_named(section: str, key: str) -> None:
+    values = {section: {key: None}} if section else {key: None}
+    assert f"at '{f'/{section}' if section else ''}': missing property '{key}'" in refusal(values=values)
+
+
 def test_a_key_without_a_value_is_an_empty_map_or_list() -> None:
     public = {
         "ingress": {"enabled": True, "hosts": ["a.example.com"]},
@@ -233,6 +243,7 @@ def test_a_key_without_a_value_is_an_empty_map_or_list() -> None:
     monitoring = {"prometheusRule": {"enabled": True}, "dashboards": {"enabled": True}}
     null = {
         "commonAnnotations": None,
+        "upgradeStrategy": {"serviceUrl": None},
         "head": {"rayStartParams": None},
         "gcsFaultTolerance": {"storage": None},
         "public": {"paths": None, **{way: {**given, "annotations": None} for way, given in public.items()}},

@@ -55,7 +55,7 @@ annotations:
 
 {{/* KubeRay names the service so; with the incremental upgrade the Gateway's implementation chooses the name. */}}
 {{- define "nightjar.serviceUrl" -}}
-{{- .Values.upgradeStrategy.serviceUrl | trimSuffix "/" | default (printf "http://%s-serve-svc:8000" (include "nightjar.fullname" .)) -}}
+{{- .Values.upgradeStrategy.serviceUrl | default "" | trimSuffix "/" | default (printf "http://%s-serve-svc:8000" (include "nightjar.fullname" .)) -}}
 {{- end -}}
 
 {{/* Where the first model answers; the service itself where the chart knows no model. */}}
