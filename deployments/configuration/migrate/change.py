@@ -16,7 +16,12 @@ from nightjar.deployments.configuration.check.source import SourceError
 from nightjar.deployments.configuration.migrate.adoption import add_nightjar
 from nightjar.deployments.configuration.migrate.application import diff
 from nightjar.deployments.configuration.migrate.removal import remove_nightjar
-from nightjar.deployments.configuration.migrate.vllm_command import command_to_config, config_to_command, is_command
+from nightjar.deployments.configuration.migrate.vllm_command import (
+    check_no_other_script,
+    command_to_config,
+    config_to_command,
+    is_command,
+)
 
 NEW_CONFIG: Final = Path("serve.yaml")
 STDIN: Final = "-"
@@ -72,6 +77,7 @@ def plan_change(source: str, *, remove: bool, keep_host: bool = False, output: P
         raise SourceError(1, "the file begins with a byte order mark; save it as UTF-8 without one first")
     if is_command(text) and not remove:
         return Change(source, text, output or path.with_suffix(".yaml"), command_to_config(text), is_new=True)
+    check_no_other_script(text)
     command = config_to_command(text) if remove else None
     if command is not None:
         return Change(source, text, output or path.with_suffix(".sh"), command, is_new=True)

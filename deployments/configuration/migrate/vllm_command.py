@@ -117,6 +117,19 @@ def is_command(text: str) -> bool:
     return bool(_COMMAND.match(next(lines, "")))
 
 
+def check_no_other_script(text: str) -> None:
+    """Raises SourceError for a script with a server in it that is_command does not take, with the line that it does not know."""
+    others = ((number, line) for number, line in enumerate(text.splitlines(), start=1) if not _BEFORE.match(line))
+    number, line = next(others, (0, ""))
+    if not number or "applications:" in text or not re.search(rf"^(?!\s*#).*{_SERVER}", text, re.MULTILINE):
+        return
+    raise SourceError(
+        number,
+        f"{shown(line.strip())}: more than a script is read for, which may set options of the shell, export variables, and start "
+        "`vllm serve` behind exec, env or uv run; write the command alone",
+    )
+
+
 def command_to_config(text: str) -> str:
     """The Serve config of a command. Raises SourceError."""
     return "\n".join(_config_lines(text.rstrip("\n"), parse_command(text))) + "\n"

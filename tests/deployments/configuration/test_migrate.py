@@ -254,8 +254,13 @@ def test_what_a_script_exports_is_the_servers_environment() -> None:
 
 
 @pytest.mark.parametrize("before", ["cd /models", "export HF_HOME", "set -e; cd /models", "PATH=/opt/bin", "source env.sh"])
-def test_a_script_that_does_more_before_its_server_is_no_command(before: str) -> None:
-    assert not is_command(f"#!/bin/sh\n{before}\nvllm serve someone/chat-7b")
+def test_a_script_that_does_more_before_its_server_is_refused_with_that_line(before: str, tmp_path: Path) -> None:
+    script = tmp_path / "server.sh"
+    script.write_text(f"#!/bin/sh\n{before}\nvllm serve someone/chat-7b\n")
+    with pytest.raises(SourceError, match="more than a script is read for") as refused:
+        plan_change(str(script), remove=False)
+    assert repr(before) in str(refused.value)
+    assert refused.value.line == 2
 
 
 def test_a_config_that_was_edited_gives_a_command_of_its_values() -> None:
