@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from tests.benchmarks.engine.environment import has_bfloat16
 from tests.benchmarks.engine.fixture import MAX_NUM_SEQS
 from tests.benchmarks.live.arms import STATIC
 from tests.benchmarks.measuring.repeats import Repeats
@@ -62,11 +63,14 @@ class Effort:
 
 MAX_TOKENS: Final = 64
 """Of an answer under load."""
-MANY: Final = MAX_NUM_SEQS * 7 // 8
+ROWS: Final = (1, 4, 32) if has_bfloat16() else (1, 2, 12)
+"""Requests in flight of each load. A processor that multiplies float32 alone has its crossover at three rows, not at ten, and steps
+of seven seconds at 32, of which no segment would hold enough."""
+MANY: Final = MAX_NUM_SEQS * 7 // 8 if has_bfloat16() else 10
 """Users of a replica under a surge: beyond the crossover, and nobody waits."""
 
 FULL: Final = Effort(
-    loads=(SteadyLoad("low", 1, 3.0, 12.0), SteadyLoad("middle", 4, 4.0, 12.0), SteadyLoad("full", 32, 8.0, 14.0)),
+    loads=(SteadyLoad("low", ROWS[0], 3.0, 12.0), SteadyLoad("middle", ROWS[1], 4.0, 12.0), SteadyLoad("full", ROWS[2], 8.0, 14.0)),
     odd_rounds=Repeats(2, 2, 0.0),
     lessons=Repeats(1, 2, 20.0),
     even_rounds=Repeats(3, 5, 160.0),
@@ -79,7 +83,7 @@ FULL: Final = Effort(
     category_tokens=48,
 )
 QUICK: Final = Effort(
-    loads=(SteadyLoad("low", 1, 1.5, 6.0), SteadyLoad("middle", 4, 2.5, 6.0), SteadyLoad("full", 32, 5.0, 7.0)),
+    loads=(SteadyLoad("low", ROWS[0], 1.5, 6.0), SteadyLoad("middle", ROWS[1], 2.5, 6.0), SteadyLoad("full", ROWS[2], 5.0, 7.0)),
     odd_rounds=Repeats(1, 1, 0.0),
     lessons=Repeats(1, 1, 0.0),
     even_rounds=Repeats(2, 2, 0.0),

@@ -44,8 +44,8 @@ OBEYS_WITHIN_S: Final = 60.0
 POLL_PERIOD_S: Final = 0.25
 ALMOST: Final = 8
 """One of so many rows may still read its prompt."""
-LATEST_REPORT_S: Final = 3.0
-"""A report that is older says nothing of now."""
+LATEST_REPORT_S: Final = 8.0
+"""A report that is older says nothing of now. An engine reports between its steps, and the longest may take three seconds."""
 COLD_LEASE_TTL_S: Final = 5.0
 """A new policy waits for the leases of its predecessor. Here there is none, and in a cluster that starts the wait is over before
 the first engine has loaded."""
