@@ -23,7 +23,7 @@ from nightjar.cluster.policy_actor import JOURNAL_DIR_VARIABLE
 
 OBJECT_STORE_BYTES: Final = 80 << 20
 """The least that Ray takes, for each node: nothing is stored there."""
-NODE_TRIES: Final = 3
+NODE_TRIES: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,8 @@ class RayNodes:
     def add(self, **resources: float) -> Any:
         """Start one more node; the first is the head.
 
-        Tried again where it failed: Ray gives a node 30 s, which the imports of its agents exceed on a machine that is busy enough.
+        Tried again where it failed, for five minutes and more: Ray ends a node whose agents took 15 s to import, which they do for
+        as long as engines start beside them.
         """
         for tries_left in reversed(range(NODE_TRIES)):
             try:
