@@ -254,7 +254,7 @@ bench-model: $(INSTALLED) ## the planner's model of step times against simpler o
 bench-engine: $(INSTALLED) ## OFF, crossover, bursts of long prompts, restarts, simulator and KV pressure on real engines, on one pinned core
 	$(QUIET) $(BIN)/python -m tests.benchmarks.engine $(ARGS)
 
-bench-live: $(INSTALLED) ## the planner on a live system: Ray Serve, two real replicas, requests over HTTP (less than 60 minutes; 75 on a processor without bfloat16)
+bench-live: $(INSTALLED) ## the planner on a live system: Ray Serve, two real replicas, requests over HTTP (less than 60 minutes; 80 on a processor without bfloat16)
 	$(QUIET) $(BIN)/python -m tests.benchmarks.live $(ARGS)
 
 bench-serve: $(INSTALLED) ## nightjar serve beside vllm serve: starts, times at K = 0, a load that crosses, two under one policy (about 35 minutes)

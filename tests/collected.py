@@ -81,7 +81,7 @@ def targets_of_check(script: str) -> list[str]:
     >>> targets_of_check("set -e\\nnice -n 5 make lint\\nUNTIL=$until make test\\n")
     ['lint', 'test']
     """
-    return re.findall(r"^(?:\w+=\S+ |nice -n \d+ )?make ([\w-]+)", script, re.MULTILINE)
+    return re.findall(r"^(?:\w+=\S+ |nice -n \d+ )*make ([\w-]+)", script, re.MULTILINE)
 
 
 def calls_of(targets: Iterable[str]) -> list[list[str]]:

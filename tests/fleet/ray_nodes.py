@@ -41,15 +41,18 @@ class RayNodes:
     def add(self, **resources: float) -> Any:
         """Start one more node; the first is the head.
 
-        Tried again where it failed, for five minutes and more: Ray ends a node whose agents took 15 s to import, which they do for
-        as long as engines start beside them.
+        Tried again where it failed, for about five minutes: Ray gives a node 30 s and its agents 15, which their imports exceed on
+        a machine that is busy enough. What a failed try started is killed, or it would join as one node more.
         """
         for tries_left in reversed(range(NODE_TRIES)):
+            before = set(psutil.Process().children())
             try:
                 return self.cluster.add_node(
                     num_cpus=1, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False, resources=resources
                 )
             except Exception:
+                for started in set(psutil.Process().children()) - before:
+                    _kill_with_children(started)
                 if not tries_left:
                     raise
         raise AssertionError("unreachable")
@@ -86,3 +89,10 @@ def ray_nodes(worker_nodes: int, **resources: float) -> Iterator[RayNodes]:
                 process.kill()
             psutil.wait_procs(left, timeout=30)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _kill_with_children(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for one in (*process.children(recursive=True), process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()

@@ -27,8 +27,8 @@ STOCK: Final = ("stock-first", "stock-second")
 POLICY: Final = "nightjar"
 POLICY_SETTINGS: Final[dict[str, Any]] = {"mode": "auto", "planner": "fleet"}
 KV_CACHE_BYTES: Final = (1280 if has_matrix_units() else 576 if has_bfloat16() else 480) << 20
-"""What the fullest load holds at most, so that nobody waits, and no more: four engines must fit into 24 GiB, of which float32
-weights take 20. Where they do not, Ray's memory monitor kills replicas of ours as the stock ones load."""
+"""What the fullest load holds at most, so that nobody waits, and no more: four engines must fit into 24 GiB. With
+float32 weights and no more than this they take 22 of them."""
 BLOCK_SIZE: Final = 32
 """Small, for short answers."""
 STOCK_SCHEDULER: Final = "vllm.v1.core.sched.scheduler.Scheduler"

@@ -46,8 +46,8 @@ ALMOST: Final = 8
 """One of so many rows may still read its prompt."""
 LATEST_REPORT_S: Final = 8.0
 """A report that is older says nothing of now. An engine reports between its steps, and the longest may take three seconds."""
-VARIABLES: Final = {"RAY_memory_monitor_refresh_ms": "0"}
-"""Ray kills nothing where memory is short: four engines with float32 weights need 96 % of 24 GiB, and its limit is 95 %."""
+RAY_VARIABLES: Final = {"RAY_memory_monitor_refresh_ms": "0"}
+"""Without Ray's memory monitor: it kills where 95 % is in use, and four engines with float32 weights use 96 % of 24 GiB."""
 COLD_LEASE_TTL_S: Final = 5.0
 """A new policy waits for the leases of its predecessor. Here there is none, and in a cluster that starts the wait is over before
 the first engine has loaded."""
@@ -194,7 +194,7 @@ def live_system(models: Mapping[str, str]) -> Iterator[LiveSystem]:
     """The system, started with two replicas of ours; at the end nothing of it is left."""
     token = secrets.token_urlsafe(24)
     os.environ[TOKEN_VARIABLE] = token
-    with serve_cluster(variables=VARIABLES) as cluster, service_api(cluster.url, token) as api:
+    with serve_cluster(variables=RAY_VARIABLES) as cluster, service_api(cluster.url, token) as api:
         signal.signal(signal.SIGTERM, as_keyboard_interrupt)  # not before: Ray, as it starts, sets one that stops nothing
         system = LiveSystem(cluster, models, api)
         system.deploy()
