@@ -53,7 +53,8 @@ class Effort:
     changing_lessons: int
     """Runs of the planner before any is scored: it has not met these numbers of users."""
     changing_rounds: Repeats
-    """Of the planner, the best static arm and the stock table, each twice; before them one of the planner and every static arm."""
+    """Of the planner and the best static arm, each twice, and as many of the planner and the stock table; before them one of the
+    planner and every static arm."""
     cold_rounds: int
     cold_s: float
     category_requests: int
@@ -76,7 +77,7 @@ FULL: Final = Effort(
     even_rounds=Repeats(3, 5, 160.0),
     changing=ChangingLoad(few=2, many=MANY, max_tokens=16, quiet_turns=4, turns=9),
     changing_lessons=1,
-    changing_rounds=Repeats(2, 3, 600.0),
+    changing_rounds=Repeats(2, 3, 400.0),
     cold_rounds=2,
     cold_s=50.0,
     category_requests=8,
@@ -127,7 +128,7 @@ def longest_s(effort: Effort, categories: int) -> float:
     few_s = changing.few * (changing.turns - 1) * changing.max_tokens / FEW_TOKENS_PER_S
     run_s = few_s + changing.many * changing.max_tokens / MANY_TOKENS_PER_S + SWITCH_S
     first_runs = effort.changing_lessons + 1 + len(STATIC)
-    changing_s = START_S * STARTS_AT_ONCE + first_runs * run_s + _longest_s(effort.changing_rounds, 2 * 3 * run_s)
+    changing_s = START_S * STARTS_AT_ONCE + first_runs * run_s + 2 * _longest_s(effort.changing_rounds, 2 * 2 * run_s)
     categories_s = categories * (effort.category_tokens / 4 + 2 * SWITCH_S)
     return FIRST_START_S + cold_s + steady_s + changing_s + categories_s
 

@@ -154,9 +154,10 @@ def test_the_first_round_of_the_changing_load_picks_and_later_ones_score() -> No
 
 def test_a_machine_that_slows_down_over_a_round_favours_no_arm() -> None:
     runs = Runs()
-    for place, arm in enumerate(there_and_back((AUTO, TABLE, OFF), 1, random.Random(0))[0]):
-        seconds = 60.0 + place
-        runs.played.append(Run(1, arm, Window(seconds, 600, {}, 600.0), (), 0.0))
+    for number, rival in enumerate((OFF, TABLE), start=1):
+        for place, arm in enumerate(there_and_back((AUTO, rival), 1, random.Random(0))[0]):
+            seconds = 60.0 * number + place
+            runs.played.append(Run(number, arm, Window(seconds, 600, {}, 600.0), (), 0.0))
     assert [len(runs.pairs(AUTO, other)) for other in (TABLE, OFF)] == [2, 2]
     assert [paired_ratio(runs.pairs(AUTO, other), seed=0).value for other in (TABLE, OFF)] == pytest.approx([1.0, 1.0])
 

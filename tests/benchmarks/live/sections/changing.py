@@ -2,12 +2,13 @@
 
 The requests are the same for every arm, and so are the prompts: what counts is the time until all are answered. (By the clock a
 surge holds two waves of answers or one, as a wave ends just before its end or just after.) What an arm restarts between surge and
-calm, it pays for. The first round has the planner and every static arm; by what they gave under the surge, and on steady loads, the
-stock table is tuned. It runs in replicas of its own, on the same two cores: they take turns with ours, and whoever waits takes no
-processor time (it is measured and told). Later rounds have the planner, the best static arm of the first and the table; they alone
-score. The first has too many arms for that: minutes lie between two of them, in which whoever shares the machine comes or goes. In
-a round that scores each arm runs twice, the second time in the opposite order, so that a machine that slows down, or recovers, over
-the round does the same to all of them.
+calm, it pays for. The first round has the planner and every static arm; it picks the best of these, and by what they gave under the
+surge, and on steady loads, the stock table is tuned. Later rounds alone score, the planner against one rival: the first has too many
+arms for that, for minutes lie between two of them, in which whoever shares the machine comes or goes. First the best static arm;
+then the table, which runs in replicas of its own, on the same two cores: they take turns with ours, and whoever waits takes no
+processor time (it is measured and told). They start that late because four engines leave next to no memory free on a machine of 24
+GiB: beside them everything is slower, off too, and what runs least often most. In a round that scores each arm runs twice, the
+second time in the opposite order, so that a machine that slows down, or recovers, over the round does the same to both.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from tests.benchmarks.measuring.repeats import there_and_back
 PHASES: Final = ("quiet", "surge", "calm")
 SURGE: Final = PHASES.index("surge")
 FIRST_ROUND: Final = 0
+RUNS_PER_ROUND: Final = 2
+"""Of an arm in a round that scores."""
 DRAFTER_TAX: Final = 1.2
 """Off over vLLM's own K = 0, tokens/s: `make bench-engine` measures 1.13 to 1.27 at batches of 1 to 16."""
 FIRST_QUESTION_STEP: Final = 47
@@ -94,8 +97,13 @@ class Runs:
         return matched(self._scored(arm), self._scored(other))
 
     def _scored(self, arm: str) -> dict[int, Speed]:
-        scored = [run.whole for run in self.of(arm) if run.number > FIRST_ROUND]
-        return {number: Speed(whole.tokens, whole.seconds) for number, whole in enumerate(scored)}
+        """By round and which of its two runs of a round it is."""
+        speeds: dict[int, Speed] = {}
+        for run in self.of(arm):
+            if run.number > FIRST_ROUND:
+                place = RUNS_PER_ROUND * run.number
+                speeds[place + (place in speeds)] = Speed(run.whole.tokens, run.whole.seconds)
+        return speeds
 
 
 def measure_changing(
@@ -110,13 +118,19 @@ def measure_changing(
 
     for number in range(effort.changing_lessons):
         _told(_run(player, effort, AUTO, number), tell, "not scored, ")
+    def rounds(rival: str, last: int) -> int:
+        for _ in effort.changing_rounds.numbers():
+            last += 1
+            play(there_and_back((AUTO, rival), 1, rng)[0], last)
+        return last
+
     play(shuffled((AUTO, *STATIC), 1, rng)[0], FIRST_ROUND)
+    last = rounds(runs.best_static(), FIRST_ROUND)
     under_surge = {length_of(arm): runs.phase_speed(arm, SURGE) for arm in STATIC}
     table = tuned_table({**speeds, effort.changing.many: under_surge}, MAX_NUM_SEQS, DRAFTER_TAX)
     tell(f"starting stock vLLM twice, with the table {table}")
     player.system.add_stock(table)
-    for number in effort.changing_rounds.numbers():
-        play(there_and_back((AUTO, TABLE, runs.best_static()), 1, rng)[0], FIRST_ROUND + 1 + number)
+    rounds(TABLE, last)
     outcome = _outcome(runs, table, seed)
     if player.target:
         arms = [arm for arm in (AUTO, *STATIC, TABLE) if runs.of(arm)]
