@@ -165,11 +165,14 @@ class Steering:
         longest_lag_tokens: int = 0,
         prefill_tokens: int = 0,
         prefill_follows: bool = False,
+        joining_rows: int = 0,
     ) -> int | None:
         """K for the step about to run, or None to leave the engine its own (shadow, or no settings).
 
-        `decode_batch_size` counts the step's decode rows, `has_prefill` says whether it also computes prompt tokens, and
-        `prefill_follows` whether the step after it will, which verifies its drafts, as far as queue and unfinished prompts tell.
+        `decode_batch_size` counts the step's decode rows and `has_prefill` says whether it also computes prompt tokens. The step
+        after it verifies its drafts: `prefill_follows` says whether that one will compute prompt tokens, as far as queue and
+        unfinished prompts tell, and `joining_rows` how many rows it has more, those whose prompts end in this step. A burst of
+        prompts that fills the batch beyond the crossover is not drafted for, nor does the drafter read it.
         A `Local` plan looks at the rest: the decode rows' tokens in the KV cache, those whose draft KV is missing, the most of one
         row, and the prompt tokens.
         """
@@ -181,7 +184,7 @@ class Steering:
         if self._planner is not None:
             previous = 0 if longest_lag_tokens or self._current is None else self._current  # a lag: the drafter did not run
             view = StepView(decode_batch_size, context_tokens, previous, lag_tokens, longest_lag_tokens, now_s, prefill_tokens)
-        chosen, self._cause = self._decide(mode, view, decode_batch_size, has_prefill, prefill_follows, now_s)
+        chosen, self._cause = self._decide(mode, view, decode_batch_size + joining_rows, has_prefill, prefill_follows, now_s)
         self._held_steps = self._held_steps + 1 if chosen == self._current else 1
         self._current = self.planned_num_speculative_tokens = chosen
         return None if mode.kind == "shadow" else chosen
@@ -249,7 +252,7 @@ class Steering:
         self,
         mode: Mode,
         view: StepView | None,
-        decode_batch_size: int,
+        verifying_rows: int,
         has_prefill: bool,
         prefill_follows: bool,
         now_s: float,
@@ -266,7 +269,7 @@ class Steering:
             return self._pinned(mode), Code.PIN
         if view is not None:
             return self._planned_locally(view, has_prefill)
-        return self._planned(settings.dwell_steps, decode_batch_size, has_prefill, prefill_follows, now_s)
+        return self._planned(settings.dwell_steps, verifying_rows, has_prefill, prefill_follows, now_s)
 
     def _pinned(self, mode: Mode) -> int:
         assert mode.num_speculative_tokens is not None
@@ -281,19 +284,19 @@ class Steering:
         return (lowest, Code.LOCAL) if lowest < current else (current, Code.MIXED)
 
     def _planned(
-        self, dwell_steps: int, decode_batch_size: int, has_prefill: bool, prefill_follows: bool, now_s: float
+        self, dwell_steps: int, verifying_rows: int, has_prefill: bool, prefill_follows: bool, now_s: float
     ) -> tuple[int, Code]:
         current = self._current or 0
-        segment = self._segments.at(decode_batch_size, now_s)
+        segment = self._segments.at(verifying_rows, now_s)
         if segment is not None:
             k = segment.num_speculative_tokens
             if not has_prefill or k == current or segment.beside_prefill:  # else the step would begin what it cannot measure
                 return k, Code.SEGMENT
-        size = min(decode_batch_size, self._max_num_seqs)
+        size = min(verifying_rows, self._max_num_seqs)
         pure, mixed = self._k_by_batch[size], self._mixed_k_by_batch[size]
         proposed, cause = (mixed, Code.BESIDE_PREFILL) if prefill_follows and mixed != pure else (pure, Code.PLAN)
-        if proposed and self._off_guard.holding and self._off_guard.holds(decode_batch_size, now_s):
-            proposed, cause = 0, Code.CHECKING if self._off_guard.checks(decode_batch_size) else Code.WORSE_THAN_OFF
+        if proposed and self._off_guard.holding and self._off_guard.holds(verifying_rows, now_s):
+            proposed, cause = 0, Code.CHECKING if self._off_guard.checks(verifying_rows) else Code.WORSE_THAN_OFF
         if self._current is None or proposed <= current or current == min(pure, mixed) < proposed:
             return proposed, cause
         held = bound(hold(proposed, current, self._held_steps, dwell_steps), self._allowed)

@@ -24,7 +24,7 @@ from nightjar.deployments.engine.scheduler.step_note import (
     Verified,
     classify,
     count_verified,
-    has_unfinished_prompts,
+    prompts_after,
     requests_mark,
     verifies_exactly,
     verifies_fully,
@@ -272,7 +272,10 @@ class StepLoop:
         decode_rows, context_tokens, prefill_tokens = self._classify(scheduler_output, requests)
         now_s = self.clock()
         lag_tokens, longest_lag_tokens = self._lag(requests) if self.steering.plans_locally else (0, 0)
-        follows = prefill_tokens > 0 and (has_left_out or has_unfinished_prompts(scheduler_output.num_scheduled_tokens, requests))
+        joining_rows, follows = 0, False
+        if prefill_tokens:
+            joining_rows, leaves_some = prompts_after(scheduler_output.num_scheduled_tokens, requests)
+            follows = has_left_out or leaves_some
         chosen = self.steering.choose(
             decode_rows,
             prefill_tokens > 0,
@@ -281,6 +284,7 @@ class StepLoop:
             lag_tokens,
             longest_lag_tokens,
             prefill_follows=follows,
+            joining_rows=joining_rows,
         )
         k, order, recomputed_tokens = scheduler_output.num_spec_tokens_to_schedule, OFF, 0
         if chosen is not None:

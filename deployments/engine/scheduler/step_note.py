@@ -64,12 +64,16 @@ def classify(scheduled: Mapping[str, int], requests: dict[str, Any], entering: b
     return decode_rows, context_tokens, prefill_tokens
 
 
-def has_unfinished_prompts(scheduled: Mapping[str, int], requests: Mapping[str, Any]) -> bool:
-    """Whether a step leaves a part of a prompt to the step after it. Requests are as before the step."""
-    return any(
-        requests[request_id].num_computed_tokens + num_scheduled_tokens < requests[request_id].num_tokens
-        for request_id, num_scheduled_tokens in scheduled.items()
-    )
+def prompts_after(scheduled: Mapping[str, int], requests: Mapping[str, Any]) -> tuple[int, bool]:
+    """Rows whose prompts end in a step, so that they decode in the next, and whether it leaves a part of a prompt to the step after
+    it. Requests are as before the step."""
+    ending, leaves_some = 0, False
+    for request_id, num_scheduled_tokens in scheduled.items():
+        request = requests[request_id]
+        missing = request.num_tokens - request.num_computed_tokens
+        leaves_some |= num_scheduled_tokens < missing
+        ending += 1 < missing <= num_scheduled_tokens
+    return ending, leaves_some
 
 
 def verifies_exactly(scheduler_output: Any, decode_rows: int, num_speculative_tokens: int) -> bool:

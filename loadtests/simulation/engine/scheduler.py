@@ -55,13 +55,13 @@ class SimulatedScheduler:
             return self._schedule_prefill(verified)
         return 0
 
-    def prefill_follows(self, verified: int) -> bool:
-        """Whether the step after the scheduled one will compute prompt tokens, by what is known now: this step leaves a part of a
-        prompt, or requests wait because it is full."""
-        if any(request.computed_tokens + chunk < request.prefill_tokens for request, chunk in self._chunks):
-            return True
+    def prompts_after(self, verified: int) -> tuple[int, bool]:
+        """What is known now of the step after the scheduled one: rows that join it, as their prompts end in this step, and whether
+        it will compute prompt tokens, as this one leaves a part of a prompt, or requests wait because it is full."""
+        ending = sum(request.computed_tokens + chunk >= request.prefill_tokens for request, chunk in self._chunks)
         taken = sum(chunk for _, chunk in self._chunks)
-        return bool(self.waiting) and taken >= self._max_num_batched_tokens - self.rows.count * (1 + verified)
+        is_full = bool(self.waiting) and taken >= self._max_num_batched_tokens - self.rows.count * (1 + verified)
+        return ending, ending < len(self._chunks) or is_full
 
     def finish_prefills(self, *, draft_runs: bool, now_s: float) -> tuple[int, list[SimulatedRequest]]:
         """After the step: first tokens that its prompts delivered, and requests that this answered in full."""

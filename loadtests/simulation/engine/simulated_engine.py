@@ -301,8 +301,8 @@ class SimulatedEngine:
                 prefill_tokens,
             )
         else:
-            follows = prefill_tokens > 0 and self._scheduler.prefill_follows(self._drafted)
-            chosen = steering.choose(count, prefill_tokens > 0, self.now_s, prefill_follows=follows)
+            joining, follows = self._scheduler.prompts_after(self._drafted) if prefill_tokens else (0, False)
+            chosen = steering.choose(count, prefill_tokens > 0, self.now_s, prefill_follows=follows, joining_rows=joining)
         chosen = self._longest if chosen is None else min(chosen + self._more_drafts, self._longest)
         if self._is_v0 and prefill_tokens:  # nothing decodes: the drafter reads the prompts where it runs anyhow
             return Order(chosen if self._life.state in _AWAKE else 0, 0)

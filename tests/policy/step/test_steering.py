@@ -116,6 +116,25 @@ def test_the_most_announced_for_a_step_holds_where_prefill_follows_too() -> None
     assert [steering.most(batch, 0.0) for batch in (2, 8)] == [3, 1]
 
 
+@given(PLANS, st.integers(0, 8), st.integers(1, 8), st.integers(0, 16), st.booleans())
+def test_a_step_drafts_for_the_rows_that_will_verify_those_whose_prompts_end_in_it_too(
+    plan: Table, rows: int, joining: int, dwell: int, follows: bool
+) -> None:
+    one, other = make_steering(), make_steering()
+    for steering in (one, other):
+        steering.adopt(settings(plan, dwell_steps=dwell), 0.0)
+    chosen = one.choose(rows, True, 0.0, prefill_follows=follows, joining_rows=joining)
+    assert chosen == other.choose(rows + joining, True, 0.0, prefill_follows=follows)
+
+
+def test_a_burst_that_fills_the_batch_beyond_the_crossover_is_not_drafted_for_not_even_in_a_measurement() -> None:
+    for segments in ([], [segment(1, 3, first=1, last=4)]):
+        steering = make_steering()
+        steering.adopt(settings(table((1, 4, 5), (5, 16, 0), segments=segments)), 0.0)
+        assert run(steering, [(2, False)]) == [3 if segments else 5]
+        assert [steering.choose(2, True, 0.0, joining_rows=joining) for joining in (0, 8)] == [3 if segments else 5, 0]
+
+
 def test_a_step_with_prefill_takes_the_tables_k_as_any_other() -> None:
     steering = make_steering()
     steering.adopt(settings(), 0.0)
