@@ -2,9 +2,12 @@
 
 It holds the settings in force, looks K up for the decode batch, lets an exploration segment override the table, and passes the
 result through bounds, dwell and the guard, the same for every planner. A call costs a few microseconds, because it happens before
-every engine step. Fails towards off: K = 0 is always among the allowed ones and a fall never waits; settings that nobody confirmed
-for `settings_max_age_s` count as K = 0 (INV-4), older settings than those in force are refused (INV-5), and without any settings
-the engine keeps its own K.
+every engine step. Where a burst ends its prompts in a step, so that more rows join than decode, the step has the K of the batch that
+will verify its drafts: beyond the crossover it drafts nothing, and the drafter does not read prompts that it may never need. (With
+single rows that costs more than it saves: a batch flickers across the crossover, and each time the drafter would have to catch up
+with a prompt of which it had read all but the end.) Fails towards off: K = 0 is always among the allowed ones and a fall never
+waits; settings that nobody confirmed for `settings_max_age_s` count as K = 0 (INV-4), older settings than those in force are
+refused (INV-5), and without any settings the engine keeps its own K.
 """
 
 from __future__ import annotations
@@ -171,8 +174,7 @@ class Steering:
 
         `decode_batch_size` counts the step's decode rows and `has_prefill` says whether it also computes prompt tokens. The step
         after it verifies its drafts: `prefill_follows` says whether that one will compute prompt tokens, as far as queue and
-        unfinished prompts tell, and `joining_rows` how many rows it has more, those whose prompts end in this step. A burst of
-        prompts that fills the batch beyond the crossover is not drafted for, nor does the drafter read it.
+        unfinished prompts tell, and `joining_rows` how many rows it has more, those whose prompts end in this step.
         A `Local` plan looks at the rest: the decode rows' tokens in the KV cache, those whose draft KV is missing, the most of one
         row, and the prompt tokens.
         """
@@ -184,7 +186,7 @@ class Steering:
         if self._planner is not None:
             previous = 0 if longest_lag_tokens or self._current is None else self._current  # a lag: the drafter did not run
             view = StepView(decode_batch_size, context_tokens, previous, lag_tokens, longest_lag_tokens, now_s, prefill_tokens)
-        chosen, self._cause = self._decide(mode, view, decode_batch_size + joining_rows, has_prefill, prefill_follows, now_s)
+        chosen, self._cause = self._decide(mode, view, decode_batch_size, joining_rows, has_prefill, prefill_follows, now_s)
         self._held_steps = self._held_steps + 1 if chosen == self._current else 1
         self._current = self.planned_num_speculative_tokens = chosen
         return None if mode.kind == "shadow" else chosen
@@ -252,7 +254,8 @@ class Steering:
         self,
         mode: Mode,
         view: StepView | None,
-        verifying_rows: int,
+        decode_batch_size: int,
+        joining_rows: int,
         has_prefill: bool,
         prefill_follows: bool,
         now_s: float,
@@ -269,7 +272,7 @@ class Steering:
             return self._pinned(mode), Code.PIN
         if view is not None:
             return self._planned_locally(view, has_prefill)
-        return self._planned(settings.dwell_steps, verifying_rows, has_prefill, prefill_follows, now_s)
+        return self._planned(settings.dwell_steps, decode_batch_size, joining_rows, has_prefill, prefill_follows, now_s)
 
     def _pinned(self, mode: Mode) -> int:
         assert mode.num_speculative_tokens is not None
@@ -284,13 +287,15 @@ class Steering:
         return (lowest, Code.LOCAL) if lowest < current else (current, Code.MIXED)
 
     def _planned(
-        self, dwell_steps: int, verifying_rows: int, has_prefill: bool, prefill_follows: bool, now_s: float
+        self, dwell_steps: int, decode_batch_size: int, joining_rows: int, has_prefill: bool, prefill_follows: bool, now_s: float
     ) -> tuple[int, Code]:
         current = self._current or 0
-        segment = self._segments.at(verifying_rows, now_s)
+        verifying_rows = decode_batch_size + (joining_rows if joining_rows > decode_batch_size else 0)  # a burst
+        segment = self._segments.at(decode_batch_size, now_s)
         if segment is not None:
             k = segment.num_speculative_tokens
-            if not has_prefill or k == current or segment.beside_prefill:  # else the step would begin what it cannot measure
+            goes_on = k == current and verifying_rows <= segment.last_batch_size
+            if not has_prefill or segment.beside_prefill or goes_on:  # else the step would begin what it cannot measure
                 return k, Code.SEGMENT
         size = min(verifying_rows, self._max_num_seqs)
         pure, mixed = self._k_by_batch[size], self._mixed_k_by_batch[size]

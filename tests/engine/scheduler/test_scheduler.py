@@ -415,3 +415,18 @@ def test_drafts_that_are_verified_beside_prefill_are_as_many_as_the_plan_has_for
     assert scheduler.nightjar.fault == ""
     assert [length for _, length in ordered] == [1 if leaves_a_part else 3 for leaves_a_part, _ in ordered]
     assert 2 <= sum(leaves_a_part for leaves_a_part, _ in ordered) < len(ordered)
+
+
+@pytest.mark.parametrize(("burst", "k"), [(1, 3), (2, 3), (6, 0)])
+def test_the_step_that_ends_the_prompts_of_a_burst_drafts_for_the_batch_that_will_verify(both: Engines, burst: int, k: int) -> None:
+    scheduler = start(both, requests=2)
+    steer(scheduler, "auto", plan=table((1, 4, 3), (5, 16, 0)))
+    before = run_steps(scheduler, 3, in_flight=both.in_flight)
+    assert before[-1].num_spec_tokens_to_schedule == 3
+    for index in range(burst):
+        scheduler.add_request(make_request(f"burst-{index}"))
+    steps = run_steps(scheduler, 4, in_flight=both.in_flight)
+    ending = next(step for step in steps if step.scheduled_new_reqs)
+    assert len(ending.scheduled_new_reqs) == burst
+    assert ending.num_spec_tokens_to_schedule == k
+    assert scheduler.nightjar.fault == ""
