@@ -3,12 +3,12 @@
 The requests are the same for every arm, and so are the prompts: what counts is the time until all are answered. (By the clock a
 surge holds two waves of answers or one, as a wave ends just before its end or just after.) What an arm restarts between surge and
 calm, it pays for. The first round has the planner and every static arm; it picks the best of these, and by what they gave under the
-surge, and on steady loads, the stock table is tuned. Later rounds alone score, the planner against one rival: the first has too many
-arms for that, for minutes lie between two of them, in which whoever shares the machine comes or goes. First the best static arm;
-then the table, which runs in replicas of its own, on the same two cores: they take turns with ours, and whoever waits takes no
+surge, and on steady loads, the stock table is tuned. Later rounds alone score, the planner against one rival: the first has too
+many arms for that, for minutes lie between two of them, in which whoever shares the machine comes or goes. First the best static
+arm; then the table, which runs in replicas of its own, on the same two cores: they take turns with ours, and whoever waits takes no
 processor time (it is measured and told). They start that late because four engines leave next to no memory free on a machine of 24
-GiB: beside them everything is slower, off too, and what runs least often most. In a round that scores each arm runs twice, the
-second time in the opposite order, so that a machine that slows down, or recovers, over the round does the same to both.
+GiB: beside them everything is slower, off too. In a round that scores each arm runs twice, the second time in the opposite order,
+so that a machine that slows down, or recovers, over the round does the same to both.
 """
 
 from __future__ import annotations
