@@ -2,11 +2,11 @@
 
 It holds the settings in force, looks K up for the decode batch, lets an exploration segment override the table, and passes the
 result through bounds, dwell and the guard, the same for every planner. A call costs a few microseconds, because it happens before
-every engine step. Where a burst ends its prompts in a step, so that more rows join than decode, the step has the K of the batch that
-will verify its drafts: beyond the crossover it drafts nothing, and the drafter does not read prompts that it may never need. (With
-single rows that costs more than it saves: a batch flickers across the crossover, and each time the drafter would have to catch up
-with a prompt of which it had read all but the end.) Fails towards off: K = 0 is always among the allowed ones and a fall never
-waits; settings that nobody confirmed for `settings_max_age_s` count as K = 0 (INV-4), older settings than those in force are
+every engine step. Where a burst ends its prompts in a step, so that more rows join than decode, the step has the K of the batch
+that will verify its drafts: beyond the crossover it drafts nothing, and the drafter does not read prompts that it may never need.
+(With single rows that costs more than it saves: a batch flickers across the crossover, and each time the drafter would have to
+catch up with a prompt of which it had read all but the end.) Fails towards off: K = 0 is always among the allowed ones and a fall
+never waits; settings that nobody confirmed for `settings_max_age_s` count as K = 0 (INV-4), older settings than those in force are
 refused (INV-5), and without any settings the engine keeps its own K.
 """
 

@@ -118,6 +118,7 @@ def measure_changing(
 
     for number in range(effort.changing_lessons):
         _told(_run(player, effort, AUTO, number), tell, "not scored, ")
+
     def rounds(rival: str, last: int) -> int:
         for _ in effort.changing_rounds.numbers():
             last += 1
