@@ -290,12 +290,11 @@ class Steering:
         self, dwell_steps: int, decode_batch_size: int, joining_rows: int, has_prefill: bool, prefill_follows: bool, now_s: float
     ) -> tuple[int, Code]:
         current = self._current or 0
-        verifying_rows = decode_batch_size + (joining_rows if joining_rows > decode_batch_size else 0)  # a burst
+        verifying_rows = rows_to_verify(decode_batch_size, joining_rows)
         segment = self._segments.at(decode_batch_size, now_s)
-        if segment is not None:
+        if segment is not None and verifying_rows <= segment.last_batch_size:
             k = segment.num_speculative_tokens
-            goes_on = k == current and verifying_rows <= segment.last_batch_size
-            if not has_prefill or segment.beside_prefill or goes_on:  # else the step would begin what it cannot measure
+            if not has_prefill or k == current or segment.beside_prefill:  # else the step would begin what it cannot measure
                 return k, Code.SEGMENT
         size = min(verifying_rows, self._max_num_seqs)
         pure, mixed = self._k_by_batch[size], self._mixed_k_by_batch[size]
@@ -313,6 +312,15 @@ class Steering:
     def _by_batch_size(self, rows: Sequence[TableRow]) -> list[int]:
         """Allowed K for each decode batch size from 0 to the engine's most."""
         return [bound(k_at(rows, size), self._allowed) for size in range(self._max_num_seqs + 1)]
+
+
+def rows_to_verify(decode_batch_size: int, joining_rows: int) -> int:
+    """The batch that a step's K is looked up for: its decode rows, and those of a burst whose prompts end in it, which are more.
+
+    >>> [rows_to_verify(2, joining_rows) for joining_rows in (0, 2, 3)]
+    [2, 2, 5]
+    """
+    return decode_batch_size + joining_rows if joining_rows > decode_batch_size else decode_batch_size
 
 
 def ks_by_batch(table: Table, max_num_seqs: int) -> list[int]:

@@ -33,7 +33,7 @@ from nightjar.deployments.engine.worker.draft_work import SLEEP, WORK_ATTRIBUTE
 from nightjar.policy.planners.local import StepOutcome
 from nightjar.policy.step.counters import StepCount, StepCounters
 from nightjar.policy.step.drafter import OFF
-from nightjar.policy.step.steering import Steering
+from nightjar.policy.step.steering import Steering, rows_to_verify
 from nightjar.policy.wire.cause import Code, because
 from nightjar.policy.wire.report import DrafterCounters, DrafterState, EngineLoad, EngineSnapshot
 from nightjar.policy.wire.settings import IssuedSettings, SettingsVersion
@@ -311,7 +311,7 @@ class StepLoop:
         self._held_steps = self._held_steps + 1 if k == self._num_speculative_tokens else 1
         self._steps_since_prefill = 0 if prefill_tokens else self._steps_since_prefill + 1
         self._num_speculative_tokens = k
-        self._decode_batch_size = decode_rows
+        self._decode_batch_size = rows_to_verify(decode_rows, joining_rows)
         settled = self._held_steps >= self._settle_steps and self._steps_since_prefill >= self._settle_steps - 1
         decodes = not prefill_tokens
         uniform = settled and decodes and verifies_exactly(scheduler_output, decode_rows, k)

@@ -11,6 +11,8 @@ import pytest
 
 from nightjar.policy.planners.local import StepOutcome, StepView
 from nightjar.policy.step.steering import Steering
+from nightjar.policy.wire.report import DrafterState, EngineLoad
+from nightjar.policy.wire.settings import k_at
 
 pytest.importorskip("vllm")
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -419,14 +421,21 @@ def test_drafts_that_are_verified_beside_prefill_are_as_many_as_the_plan_has_for
 
 @pytest.mark.parametrize(("burst", "k"), [(1, 3), (2, 3), (6, 0)])
 def test_the_step_that_ends_the_prompts_of_a_burst_drafts_for_the_batch_that_will_verify(both: Engines, burst: int, k: int) -> None:
-    scheduler = start(both, requests=2)
-    steer(scheduler, "auto", plan=table((1, 4, 3), (5, 16, 0)))
-    before = run_steps(scheduler, 3, in_flight=both.in_flight)
-    assert before[-1].num_spec_tokens_to_schedule == 3
+    scheduler, plan = start(both, requests=2), table((1, 4, 3), (5, 16, 0))
+    steer(scheduler, "auto", plan=plan)
+    run_steps(scheduler, 3, in_flight=both.in_flight)
     for index in range(burst):
         scheduler.add_request(make_request(f"burst-{index}"))
-    steps = run_steps(scheduler, 4, in_flight=both.in_flight)
-    ending = next(step for step in steps if step.scheduled_new_reqs)
-    assert len(ending.scheduled_new_reqs) == burst
-    assert ending.num_spec_tokens_to_schedule == k
+    ran: list[tuple[int, int, int]] = []
+    before_step = scheduler.nightjar.before_step
+
+    def watched(output: Any, *rest: Any, **named: Any) -> None:
+        before_step(output, *rest, **named)
+        load = scheduler.nightjar.snapshot(EngineLoad(num_running_reqs=1), DrafterState.IN_SYNC, (), "").load
+        ran.append((len(output.scheduled_new_reqs), load.decode_batch_size, output.num_spec_tokens_to_schedule))
+
+    scheduler.nightjar.before_step = watched
+    run_steps(scheduler, 4, in_flight=both.in_flight)
     assert scheduler.nightjar.fault == ""
+    assert ran[0] == (burst, 2 + burst if burst > 2 else 2, k)
+    assert [length for *_, length in ran] == [k_at(plan.rows, size) for _, size, _ in ran], "status and explain look it up again"
