@@ -174,7 +174,7 @@ class Steering:
 
         `decode_batch_size` counts the step's decode rows and `has_prefill` says whether it also computes prompt tokens. The step
         after it verifies its drafts: `prefill_follows` says whether that one will compute prompt tokens, as far as queue and
-        unfinished prompts tell, and `joining_rows` how many rows it has more, those whose prompts end in this step.
+        unfinished prompts tell, and `joining_rows` how many rows join it, as their prompts end in this step.
         A `Local` plan looks at the rest: the decode rows' tokens in the KV cache, those whose draft KV is missing, the most of one
         row, and the prompt tokens.
         """
@@ -315,7 +315,8 @@ class Steering:
 
 
 def rows_to_verify(decode_batch_size: int, joining_rows: int) -> int:
-    """The batch that a step's K is looked up for: its decode rows, and those of a burst whose prompts end in it, which are more.
+    """The batch for which a plan's K is looked up: a step's decode rows, and those that join the next one where they are more, a
+    burst.
 
     >>> [rows_to_verify(2, joining_rows) for joining_rows in (0, 2, 3)]
     [2, 2, 5]

@@ -65,15 +65,16 @@ def classify(scheduled: Mapping[str, int], requests: dict[str, Any], entering: b
 
 
 def prompts_after(scheduled: Mapping[str, int], requests: Mapping[str, Any]) -> tuple[int, bool]:
-    """Rows whose prompts end in a step, so that they decode in the next, and whether it leaves a part of a prompt to the step after
-    it. Requests are as before the step."""
-    ending, leaves_some = 0, False
+    """Rows that join the next step, as their prompts end in this one and their answers do not, and whether this one leaves a part
+    of a prompt to it. Requests are as before the step."""
+    joining, leaves_some = 0, False
     for request_id, num_scheduled_tokens in scheduled.items():
         request = requests[request_id]
         missing = request.num_tokens - request.num_computed_tokens
         leaves_some |= num_scheduled_tokens < missing
-        ending += 1 < missing <= num_scheduled_tokens
-    return ending, leaves_some
+        if 1 < missing <= num_scheduled_tokens:
+            joining += request.max_tokens is None or request.num_output_tokens + 1 < request.max_tokens
+    return joining, leaves_some
 
 
 def verifies_exactly(scheduler_output: Any, decode_rows: int, num_speculative_tokens: int) -> bool:

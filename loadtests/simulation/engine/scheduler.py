@@ -56,12 +56,14 @@ class SimulatedScheduler:
         return 0
 
     def prompts_after(self, verified: int) -> tuple[int, bool]:
-        """What is known now of the step after the scheduled one: rows that join it, as their prompts end in this step, and whether
-        it will compute prompt tokens, as this one leaves a part of a prompt, or requests wait because it is full."""
-        ending = sum(request.computed_tokens + chunk >= request.prefill_tokens for request, chunk in self._chunks)
+        """What is known now of the step after the scheduled one: rows that join it, as their prompts end in this step and their
+        answers do not, and whether it will compute prompt tokens, as this one leaves a part of a prompt, or requests wait because
+        it is full."""
+        ending = [request for request, chunk in self._chunks if request.computed_tokens + chunk >= request.prefill_tokens]
+        joining = sum(request.generated_tokens + 1 < request.output_tokens for request in ending)
         taken = sum(chunk for _, chunk in self._chunks)
         is_full = bool(self.waiting) and taken >= self._max_num_batched_tokens - self.rows.count * (1 + verified)
-        return ending, ending < len(self._chunks) or is_full
+        return joining, len(ending) < len(self._chunks) or is_full
 
     def finish_prefills(self, *, draft_runs: bool, now_s: float) -> tuple[int, list[SimulatedRequest]]:
         """After the step: first tokens that its prompts delivered, and requests that this answered in full."""

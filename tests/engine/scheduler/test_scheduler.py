@@ -20,6 +20,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from nightjar.deployments.engine.scheduler.steered import SteeredScheduler, most_drafts_of
 from nightjar.deployments.engine.start.arguments import steered_engine_kwargs
 from nightjar.deployments.engine.start.resolved_facts import EngineFacts
+from nightjar.deployments.engine.worker.draft_work import WORK_ATTRIBUTE
 from tests.engine.scheduler.scheduler_harness import (
     MAXIMUM,
     Engines,
@@ -419,23 +420,27 @@ def test_drafts_that_are_verified_beside_prefill_are_as_many_as_the_plan_has_for
     assert 2 <= sum(leaves_a_part for leaves_a_part, _ in ordered) < len(ordered)
 
 
-@pytest.mark.parametrize(("burst", "k"), [(1, 3), (2, 3), (6, 0)])
-def test_the_step_that_ends_the_prompts_of_a_burst_drafts_for_the_batch_that_will_verify(both: Engines, burst: int, k: int) -> None:
-    scheduler, plan = start(both, requests=2), table((1, 4, 3), (5, 16, 0))
+@pytest.mark.parametrize(("burst", "max_tokens", "k"), [(1, 9, 3), (2, 9, 3), (6, 9, 0), (6, 1, 3)])
+def test_the_step_that_reads_the_prompts_of_a_burst_drafts_for_the_batch_that_will_verify(
+    both: Engines, burst: int, max_tokens: int, k: int
+) -> None:
+    scheduler, plan = start(both, requests=2, can_be_dormant=True), table((1, 4, 3), (5, 16, 0))
     steer(scheduler, "auto", plan=plan)
     run_steps(scheduler, 3, in_flight=both.in_flight)
     for index in range(burst):
-        scheduler.add_request(make_request(f"burst-{index}"))
-    ran: list[tuple[int, int, int]] = []
+        scheduler.add_request(make_request(f"burst-{index}", max_tokens=max_tokens))
+    ran: list[tuple[int, int, int, bool]] = []
     before_step = scheduler.nightjar.before_step
 
     def watched(output: Any, *rest: Any, **named: Any) -> None:
         before_step(output, *rest, **named)
         load = scheduler.nightjar.snapshot(EngineLoad(num_running_reqs=1), DrafterState.IN_SYNC, (), "").load
-        ran.append((len(output.scheduled_new_reqs), load.decode_batch_size, output.num_spec_tokens_to_schedule))
+        reads = getattr(output, WORK_ATTRIBUTE).runs
+        ran.append((len(output.scheduled_new_reqs), load.decode_batch_size, output.num_spec_tokens_to_schedule, reads))
 
     scheduler.nightjar.before_step = watched
     run_steps(scheduler, 4, in_flight=both.in_flight)
     assert scheduler.nightjar.fault == ""
-    assert ran[0] == (burst, 2 + burst if burst > 2 else 2, k)
-    assert [length for *_, length in ran] == [k_at(plan.rows, size) for _, size, _ in ran], "status and explain look it up again"
+    assert ran[0] == (burst, 2 if k else 2 + burst, k, k > 0), "a draft model reads no prompts of rows that are not drafted for"
+    looked_up = ran if max_tokens > 1 else ran[:1]  # then, with steps in flight, `running` still has the ended
+    assert [length for _, _, length, _ in looked_up] == [k_at(plan.rows, size) for _, size, _, _ in looked_up]
