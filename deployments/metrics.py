@@ -142,7 +142,7 @@ REPLICA_METRICS: Final[tuple[Metric[SeenEngine], ...]] = (
     gauge(
         "nightjar_decode_batch_size",
         "rows",
-        "Requests in their decode phase in the last step; 0 while the engine is idle.",
+        "Requests in their decode phase in the last step, with those of a burst that join the next; 0 while the engine is idle.",
         _value("snapshot.load.decode_batch_size"),
     ),
     gauge("nightjar_drafter_state", "0 or 1", "1 for the state that the drafter is in, 0 for all others.", _states, ("state",)),

@@ -131,7 +131,9 @@ def _categories(file: Path | None) -> dict[str, list[str]]:
 
 
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="Shorter segments and fewer rounds: a look, under 20 minutes.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Shorter segments and fewer rounds: a look, 20 minutes, on slow cores 40.")
+    ] = False,
     only: Annotated[list[str] | None, typer.Option(help=f"Sections to run, of {', '.join(SECTIONS)}.")] = None,
     seed: Annotated[int, typer.Option(help="Draws every order; prompts and decoding are the same for any.")] = 0,
     output: Annotated[Path, typer.Option(help="Folder for summary.json, raw rows and charts.")] = OUTPUT,
