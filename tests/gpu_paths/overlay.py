@@ -3,8 +3,8 @@
 A version that has a CPU build brings its own compiled libraries, as long as it was built for the installed torch (0.29.0 was).
 vLLM builds no CPU wheel of some versions, among them 0.33.0. Its CUDA wheel's Python runs on a CPU all the same, with the libraries
 of the installed CPU build, as long as both agree on the operators that are called. The folder goes first on PYTHONPATH, and a
-`*.dist-info` in it says that it is a CPU build, which vLLM's platform asks for. Nothing is installed. By hand, before a version is
-said to be supported: what a CPU cannot show stays unknown.
+`*.dist-info` in it says that it is a CPU build, which vLLM's platform asks for. Packages that only such a version imports are put
+beside it; the environment stays as it is. By hand, before a version is said to be supported: what a CPU cannot show stays unknown.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Final
@@ -22,6 +23,8 @@ from tests.contract.wheels import sources_of, unpack_cpu_libraries
 
 SOURCES: Final = Path(sys.prefix) / "opt" / "vllm-sources"
 OVERLAY_VARIABLE: Final = "NIGHTJAR_VLLM_OVERLAY"
+IMPORTED: Final = ("orjson",)
+"""Packages that a newer vLLM's front end imports and the installed one does not require: from 0.33 on."""
 
 
 def version_under_test() -> tuple[int, int]:
@@ -60,6 +63,16 @@ def build_overlay(version: str, folder: Path) -> Path:
     return folder
 
 
+def add_packages(folder: Path) -> None:
+    """Put into an overlay what its vLLM imports and this environment lacks. Raises CalledProcessError where pip finds none."""
+    lacking = [name for name in IMPORTED if importlib.util.find_spec(name) is None and not (folder / name).is_dir()]
+    if lacking:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        subprocess.run([*pip, "--target", str(folder), *lacking], check=True)
+
+
 if __name__ == "__main__":
     wanted, target = sys.argv[1:]
-    sys.stdout.write(f"{build_overlay(wanted, Path(target).absolute())}\n")
+    overlay = build_overlay(wanted, Path(target).absolute())
+    add_packages(overlay)
+    sys.stdout.write(f"{overlay}\n")
