@@ -16,7 +16,7 @@ from nightjar.deployments.proof.model_names import DRAFT, TARGET
 from nightjar.policy.wire.report import DrafterState, SteeringLevel
 from nightjar.policy.wire.status import ReplicaStatus
 from tests.deployments import serving
-from tests.gpu_paths.overlay import OVERLAY_VARIABLE
+from tests.gpu_paths.overlay import OVERLAY_VARIABLE, version_under_test
 from tests.rig.environment import Runner, rig_environment
 
 NAME: Final = "chat"
@@ -33,6 +33,8 @@ SETTINGS: Final = {
 PROMPTS: Final = ("Count to five.", "A cat and a boat went", "Rain, rain")
 ENDLESS_TOKENS: Final = 3900
 MISSED_TOKENS: Final = 40
+SKIPS_DRAFTS_FROM: Final = (0, 33)
+"""From there on vLLM asks for no drafts in a step after which every request ends: it counts as one at K = 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +103,12 @@ def application(tiny_models: Path | None = None, *, ranks: int = 1, max_num_seqs
 def assert_steered_with_plain_decodings_texts(client: httpx.Client) -> None:
     """Each K runs alone, and its texts are those of K = 0."""
     assert only_replica().steering is SteeringLevel.FULLY
-    texts = {}
+    texts, skipped = {}, {0} if version_under_test() >= SKIPS_DRAFTS_FROM else set()
     for mode, length in (("off", 0), ("pin=1", 1), ("off", 0), ("auto", MAX)):
         in_mode(client, mode, DrafterState.DORMANT if mode == "off" else DrafterState.ACTIVE)
         before = steps()
         texts[mode] = [choice["text"] for choice in complete_all(client, PROMPTS)]
-        assert {each for each, count in steps().items() if count > before.get(each, 0)} == {length}
+        assert {each for each, count in steps().items() if count > before.get(each, 0)} - skipped == {length} - skipped
     assert texts["pin=1"] == texts["auto"] == texts["off"]
 
 
