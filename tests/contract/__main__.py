@@ -24,7 +24,7 @@ from tests.contract.touched import FEATURES, IMPORTS, Missing, missing, needed
 from tests.contract.wheels import NoSourcesError, sources_of
 
 VERSIONS: Final = ("0.29.0", "0.31.0", "0.32.0", "0.33.0")
-"""What Ray's own LLM serving pins, what Dynamo pins, what our images and tests run, the newest."""
+"""What Ray's own LLM serving pins, what Dynamo pins, what our images and tests run, the newest that was read."""
 FOLDER: Final = Path(".venv/opt/vllm-sources")
 EVERYTHING: Final = "all"
 
