@@ -116,7 +116,7 @@ class SteeredScheduler(Scheduler):
         return waiting
 
     def _schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        self._sleeps = self.nightjar.sleeps(*self.get_request_counts())
+        self._sleeps = self.nightjar.sleeps(self.running, self.get_request_counts()[1])
         if not self._sleeps:
             return super().schedule(*args, **kwargs)
         # Of `vllm_config` vLLM reads in schedule() what drafts take of the step's tokens, and nothing else (0.29, 0.32 and 0.33).

@@ -24,6 +24,7 @@ from nightjar.deployments.engine.scheduler.step_note import (
     Verified,
     classify,
     count_verified,
+    decoding_next,
     prompts_after,
     requests_mark,
     verifies_exactly,
@@ -141,11 +142,13 @@ class StepLoop:
             except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
                 self._fail("leave", error)
 
-    def sleeps(self, num_running: int, num_waiting: int) -> bool:
+    def sleeps(self, running: Sequence[Any], num_waiting: int) -> bool:
         """Whether the drafter sleeps through the step about to be scheduled, which then needs no slots for drafts.
 
-        vLLM reserves them before anyone knows the step's rows: those that run now are the best guess. Where no request waits
-        that could begin with this step, a drafter that waits for permission sleeps on. `before_step` holds to the answer.
+        vLLM reserves them before anyone knows the step's rows: of those that run, the ones whose prompts are read will decode.
+        Prompts that take several steps are none of them, or a drafter would sleep through them all, whatever the plan says of the
+        rows that decode, and miss what it has to read. Where no request waits that could begin with this step, a drafter that
+        waits for permission sleeps on. `before_step` holds to the answer.
         """
         drafting = self.drafting
         if drafting is None:
@@ -153,7 +156,8 @@ class StepLoop:
         if not self.fault:
             try:
                 now_s = self.clock()
-                most = self.steering.most(num_running or 1, now_s)
+                rows = len(running) if self._steps_since_prefill else decoding_next(running)
+                most = self.steering.most(rows or 1, now_s)
                 return most is not None and (most == 0 or drafting.stays_asleep(now_s, same_rows=not num_waiting))
             except Exception as error:  # noqa: BLE001 - no error of ours may take the engine down
                 self._fail("sleeps", error)

@@ -8,7 +8,7 @@ failing open.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
@@ -62,6 +62,12 @@ def classify(scheduled: Mapping[str, int], requests: dict[str, Any], entering: b
         else:
             prefill_tokens += num_scheduled_tokens
     return decode_rows, context_tokens, prefill_tokens
+
+
+def decoding_next(running: Iterable[Any]) -> int:
+    """Running requests that decode in the step about to be scheduled: all but those with a part of a prompt to read, and those
+    whose answer is one token, of which vLLM's asynchronous scheduler keeps some until their output arrives."""
+    return sum(not request.is_prefill_chunk and request.max_tokens != 1 for request in running)
 
 
 def prompts_after(scheduled: Mapping[str, int], requests: Mapping[str, Any]) -> tuple[int, bool]:

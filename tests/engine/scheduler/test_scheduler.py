@@ -442,5 +442,19 @@ def test_the_step_that_reads_the_prompts_of_a_burst_drafts_for_the_batch_that_wi
     run_steps(scheduler, 4, in_flight=both.in_flight)
     assert scheduler.nightjar.fault == ""
     assert ran[0] == (burst, 2 if k else 2 + burst, k, k > 0), "a draft model reads no prompts of rows that are not drafted for"
-    looked_up = ran if max_tokens > 1 else ran[:1]  # then, with steps in flight, `running` still has the ended
-    assert [length for _, _, length, _ in looked_up] == [k_at(plan.rows, size) for _, size, _, _ in looked_up]
+    assert [length for _, _, length, _ in ran] == [k_at(plan.rows, size) for _, size, _, _ in ran]
+
+
+def test_a_draft_model_drafts_on_for_the_rows_that_decode_while_a_prompt_is_read_in_parts_that_will_be_one_row_too_many(
+    both: Engines,
+) -> None:
+    scheduler, plan = start(both, requests=4, can_be_dormant=True, max_num_batched_tokens=64), table((1, 4, 3), (5, 16, 0))
+    steer(scheduler, "auto", plan=plan)
+    run_steps(scheduler, 3, in_flight=both.in_flight)
+    scheduler.add_request(make_request("long", prompt_tokens=200))
+    outputs = run_steps(scheduler, 9, in_flight=both.in_flight)
+    parts = [output for output in outputs if output.nightjar_note.prefill_tokens]
+    assert scheduler.nightjar.fault == ""
+    assert len(parts) > 3
+    assert {(output.num_spec_tokens_to_schedule, getattr(output, WORK_ATTRIBUTE).runs) for output in parts} == {(3, True)}
+    assert [output.num_spec_tokens_to_schedule for output in outputs[-2:]] == [0, 0], "five rows decode"

@@ -189,7 +189,7 @@ def test_a_step_whose_drafts_vllm_skips_counts_as_one_without(skips: bool | None
     loop = make_loop()
     loop.adopt(settings(mode="pin=5"))
     output = decoding(**({} if skips is None else {"skip_drafts": skips}))
-    loop.before_step(output, {"a": row()}, loop.sleeps(1, 0))
+    loop.before_step(output, {"a": row()}, loop.sleeps([row()], 0))
     assert loop.fault == ""
     assert output.num_spec_tokens_to_schedule == getattr(output, NOTE_ATTRIBUTE).num_speculative_tokens == length
     assert (Code.REQUESTS in causes_of(loop)) == bool(skips)
@@ -200,9 +200,9 @@ def test_a_k_that_clients_lowered_is_said_to_be_theirs_until_a_step_that_takes_a
     loop = make_loop()
     loop.adopt(settings(mode="pin=5"))
     loop.add_request(request("a"), most_drafts)
-    loop.before_step(output := decoding(), {"a": row()}, loop.sleeps(1, 0))
+    loop.before_step(output := decoding(), {"a": row()}, loop.sleeps([row()], 0))
     assert output.num_spec_tokens_to_schedule == most_drafts
     assert causes_of(loop) == {Code.PIN: {}, Code.REQUESTS: {"num_speculative_tokens": most_drafts}}
     loop.leave(request("a", is_finished=True))
-    loop.before_step(decoding(), {"a": row()}, loop.sleeps(1, 0))
+    loop.before_step(decoding(), {"a": row()}, loop.sleeps([row()], 0))
     assert causes_of(loop) == {Code.PIN: {}}
