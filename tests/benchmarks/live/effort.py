@@ -84,7 +84,7 @@ FULL: Final = Effort(
     category_tokens=48,
 )
 QUICK: Final = Effort(
-    loads=(SteadyLoad("low", ROWS[0], 1.5, 6.0), SteadyLoad("middle", ROWS[1], 2.5, 6.0), SteadyLoad("full", ROWS[2], 5.0, 7.0)),
+    loads=(SteadyLoad("low", ROWS[0], 1.5, 6.0), SteadyLoad("middle", ROWS[1], 2.5, 6.0), SteadyLoad("full", ROWS[2], 5.0, 6.0)),
     odd_rounds=Repeats(1, 1, 0.0),
     lessons=Repeats(1, 1, 0.0),
     even_rounds=Repeats(2, 2, 0.0),
@@ -92,9 +92,9 @@ QUICK: Final = Effort(
     changing_lessons=1,
     changing_rounds=Repeats(1, 1, 0.0),
     cold_rounds=1,
-    cold_s=20.0,
+    cold_s=12.0,
     category_requests=4,
-    category_tokens=16,
+    category_tokens=12,
 )
 
 FIRST_START_S: Final = 110.0
@@ -111,7 +111,7 @@ MANY_TOKENS_PER_S: Final = 95.0
 def longest_s(effort: Effort, categories: int) -> float:
     """About how long a whole run takes at most where engines start as fast as above.
 
-    >>> 40 < longest_s(FULL, categories=11) / 60 < 60, 14 < longest_s(QUICK, categories=11) / 60 < 22
+    >>> 40 < longest_s(FULL, categories=11) / 60 < 60, 14 < longest_s(QUICK, categories=11) / 60 < 20
     (True, True)
     """
     cold_s = (
