@@ -147,8 +147,8 @@ class StepLoop:
 
         vLLM reserves them before anyone knows the step's rows: of those that run, the ones whose prompts are read will decode.
         A request whose prompt takes several steps does not count before its prompt is read: else the drafter would sleep through
-        these steps, whatever the plan says of the rows that decode, and would have to catch up with the prompt. Where no request waits that could begin with this step, a drafter that
-        waits for permission sleeps on. `before_step` holds to the answer.
+        these steps, whatever the plan says of the rows that decode, and would have to catch up with the prompt. Where no request
+        waits that could begin with this step, a drafter that waits for permission sleeps on. `before_step` holds to the answer.
         """
         drafting = self.drafting
         if drafting is None:
