@@ -16,7 +16,8 @@ a drafter that knows the embedding and one layer often agrees.
 * `adapter`: a LoRA adapter of the target's query and value projections, large enough to change texts.
 
 Two more families are for heads that are off for a while, whose damage would not show in the usual ones: in those the first layer's
-attention decides nearly everything (ATTENTIVE; ATTENTIVE_EAGLE3, whose head has no residual of the embedding).
+attention decides nearly everything, and a block looks at all of its context nearly alike (ATTENTIVE; ATTENTIVE_EAGLE3, whose head
+has no residual of the embedding).
 
 Seeded: every run makes the same files. The tokenizer has a token per byte, so that grammars and texts work.
 """
@@ -66,8 +67,6 @@ HIDDEN_STATE_SHARE: Final = 0.012
 """What EAGLE's and MTP's projections pass on of the target's hidden state: little, so that they err now and then."""
 EAGLE3_GAIN: Final = 5.0
 """How much the embedding that EAGLE-3's attention brings outweighs the hidden state in its residual stream."""
-BLOCK_SHARPNESS: Final = 9.5
-"""Of the attention of a block's positions: one that is one place off gets about a tenth."""
 BLOCK_GAINS: Final = (4.0, 4.0)
 """What each layer of a block adds, in sizes of the embedding."""
 MASK_SIZE: Final = 0.02
@@ -88,10 +87,12 @@ class Family:
     embedding_size: float = 1.0
     eagle3_attends_as_target: bool = False
     """Else each position of its attention attends to itself."""
+    block_sharpness: float = 9.5
+    """Of the attention of a block's positions: at 9.5 one that is one place off gets about a tenth."""
 
 
 USUAL: Final = Family()
-ATTENTIVE: Final = Family(attention_shares=(2.1, 0.03, 0.03), mlp_shares=(0.5, 0.03, 0.03))
+ATTENTIVE: Final = Family(attention_shares=(2.1, 0.03, 0.03), mlp_shares=(0.5, 0.03, 0.03), block_sharpness=2.0)
 ATTENTIVE_EAGLE3: Final = Family((2.1, 0.03, 0.03), (0.5, 0.03, 0.03), embedding_size=0.1, eagle3_attends_as_target=True)
 
 
@@ -120,10 +121,10 @@ def build_tiny_models(folder: Path, family: Family = USUAL) -> Path:
         "layer_types": None,
         "dflash_config": {"mask_token_id": PAD, "target_layer_ids": [0]},
     }
-    _save(scratch / DFLASH, _block(target, 2), _config(**block, num_hidden_layers=2, architectures=["DFlashDraftModel"]))
+    _save(scratch / DFLASH, _block(target, family, 2), _config(**block, num_hidden_layers=2, architectures=["DFlashDraftModel"]))
     torch.save({"embedding": _mask(), "mask_token_id": PAD}, scratch / DFLASH / "mask_embedding.pt")
     markov = {"num_hidden_layers": 1, "architectures": ["Qwen3DSparkModel"], "markov_rank": HIDDEN}
-    _save(scratch / DSPARK, _dspark(target), _config(**block, **markov))
+    _save(scratch / DSPARK, _dspark(target, family), _config(**block, **markov))
     mimo = {"model_type": "qwen2", "architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1}
     _save(scratch / MIMO, _mimo(target), _config(**mimo))
     _save_adapter(scratch / ADAPTER)
@@ -234,7 +235,7 @@ def _mask() -> torch.Tensor:
     return MASK_SIZE * torch.randn(HIDDEN, generator=torch.Generator().manual_seed(31))
 
 
-def _block(target: Weights, num_layers: int) -> Weights:
+def _block(target: Weights, family: Family, num_layers: int) -> Weights:
     """A DFlash draft: its keys say nothing but where they stand, and its values are tokens' embeddings, the mask's left out."""
     embedding, logits = target["model.embed_tokens.weight"].double(), target["lm_head.weight"].double()
     head_size, half = HIDDEN // HEADS, HIDDEN // HEADS // 2
@@ -256,7 +257,7 @@ def _block(target: Weights, num_layers: int) -> Weights:
             "self_attn.v_proj.bias": torch.zeros(HIDDEN),
             "self_attn.o_proj.weight": gain * torch.eye(HIDDEN),
             "self_attn.o_proj.bias": torch.zeros(HIDDEN),
-            "self_attn.q_norm.weight": torch.full((head_size,), BLOCK_SHARPNESS),
+            "self_attn.q_norm.weight": torch.full((head_size,), family.block_sharpness),
             "self_attn.k_norm.weight": torch.ones(head_size),
             "mlp.gate_proj.weight": torch.zeros(INTERMEDIATE, HIDDEN),
             "mlp.up_proj.weight": torch.zeros(INTERMEDIATE, HIDDEN),
@@ -268,8 +269,8 @@ def _block(target: Weights, num_layers: int) -> Weights:
     return weights
 
 
-def _dspark(target: Weights) -> Weights:
-    weights = _block(target, 1)
+def _dspark(target: Weights, family: Family) -> Weights:
+    weights = _block(target, family, 1)
     weights["norm.weight"] = MARKOV_BASE * weights["norm.weight"]
     weights["markov_head.markov_w1.weight"] = target["model.embed_tokens.weight"]
     weights["markov_head.markov_w2.weight"] = target["lm_head.weight"]
