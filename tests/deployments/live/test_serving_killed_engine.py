@@ -33,13 +33,16 @@ LENT_BLOCKS = 24
 LEASES_LIVE_S = 120.0
 """A reload that takes longer than a lease lives is never begun, and on two busy cores the weights took 24 s to move. A new policy
 grants none for as long (INV-6); most of it is over when the engine has started."""
+SILENT_S = 120.0
+"""An engine reports between its steps, and on two busy cores the step that moves the weights took longer than 10 s: a policy that
+forgets it then shows no state to aim at. Most of it is over when the engine in its place has started."""
 SETTINGS = {
     "mode": "auto",
     "planner": "fixed",
     "exchange_period_s": 0.1,
     "decision_period_s": 0.1,
     "dwell_steps": 0,
-    "replica_timeout_s": 10.0,
+    "replica_timeout_s": SILENT_S,
     "max_lease_ttl_s": LEASES_LIVE_S,
     "catch_up_slowdown": 0.01,  # many small chunks: the state that is aimed at lasts for dozens of steps
     "draft_offload": "under_memory_pressure",
@@ -119,7 +122,7 @@ def test_engine_killed_in_mid_transition_is_replaced_and_leaves_nothing(client: 
     _, alive = psutil.wait_procs(everything, timeout=240)
     assert alive == []
     assert serving.existing(files) == set()
-    serving.until(lambda: _status_of(known.replica_id) is None, within_s=60, what="the policy forgets the dead replica")
+    serving.until(lambda: _status_of(known.replica_id) is None, within_s=SILENT_S, what="the policy forgets the dead replica")
     serving.until(lambda: _granted() == 0, within_s=LEASES_LIVE_S, what="the end of its lease")
 
     serving.set_fleet_mode("pin=4")
@@ -137,14 +140,14 @@ def _others(replica_id: str) -> tuple[ReplicaStatus, ...]:
 
 def _is_offloaded_and_lends(replica_id: str) -> bool:
     replica = _status_of(replica_id)
-    assert replica is not None
+    if replica is None:
+        return False
     return replica.drafter_state is DrafterState.OFFLOADED and replica.drafter.borrowed_blocks >= LENT_BLOCKS
 
 
 def _catches_up_after_reload(replica_id: str) -> bool:
     replica = _status_of(replica_id)
-    assert replica is not None
-    return replica.drafter_state is DrafterState.CATCHING_UP and replica.drafter.reloads == 1
+    return replica is not None and replica.drafter_state is DrafterState.CATCHING_UP and replica.drafter.reloads == 1
 
 
 @contextmanager
