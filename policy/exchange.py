@@ -17,6 +17,7 @@ from nightjar.policy.wire.settings import ExchangeReply, IssuedSettings, Setting
 DEFAULT_PERIOD_S: Final = OperatorSettings().exchange_period_s
 """Between two reports before the policy has said how often, and after the first that failed: as without any operator's settings."""
 MAX_BACKOFF_S: Final = 5.0
+"""Between two attempts, however many have failed: so long an engine may be late to learn that the policy is back."""
 
 
 def backoff_s(failures: int, first_s: float = DEFAULT_PERIOD_S) -> float:

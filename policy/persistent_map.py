@@ -16,6 +16,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 _SHARDS: Final = 128
+"""Of 10,000 entries, a change copies about 80."""
 
 Value = TypeVar("Value")
 

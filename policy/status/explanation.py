@@ -27,6 +27,7 @@ from nightjar.policy.wire.status import shown_name
 from nightjar.policy.words import speculation
 
 NAMED_REPLICAS: Final = 10
+"""In an error, of those that exist."""
 
 
 class UnknownReplicaError(ValueError):

@@ -45,8 +45,9 @@ SEPARATE_DRAFT_MODEL: Final = "draft_model"
 WITH_A_MODEL: Final = (SEPARATE_DRAFT_MODEL, "eagle", "eagle3", "mtp")
 """Drafters that run a model for each draft, the first of which vLLM goes on running at K = 0."""
 DRAFT_A_BLOCK: Final = ("dflash", "dspark")
-"""Drafters whose one forward drafts at every K: at K = 0 as well before the vLLM of BLOCKS_REST_FROM."""
+"""Drafters whose one forward drafts at every K."""
 BLOCKS_REST_FROM: Final = (0, 33)
+"""The vLLM from which on stock runs no such forward at K = 0."""
 TAKE_A_TABLE: Final = (*WITH_A_MODEL, *DRAFT_A_BLOCK, "ngram")
 """Drafters that stock vLLM runs at the table's K: those that we steer (deployments/drafter_kinds.py)."""
 MOST_DEVIATION: Final = 1.0

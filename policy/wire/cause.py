@@ -122,6 +122,7 @@ class Cause(Record):
 
 
 MAX_CAUSES: Final = 64
+"""Of one decision."""
 Causes = tuple[Cause, ...]
 SomeCauses = Annotated[Causes, Field(max_length=MAX_CAUSES)]
 """As they cross the wire."""

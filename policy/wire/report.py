@@ -34,6 +34,7 @@ MAX_STEP_CAUSES: Final = 8
 MAX_CELLS: Final = 2048
 """Of one engine: 24 batch buckets at 33 K, with prefill and without."""
 MAX_ADAPTERS: Final = 64
+"""Of one engine, whose acceptance is told apart."""
 NO_ENGINE_ID: Final = "none"
 """`engine_id` of a snapshot that stands for a control call that failed: it tells nothing of the engine but `refused`."""
 

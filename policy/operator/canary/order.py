@@ -28,6 +28,7 @@ CANARY_SETTINGS: Final = (
 """Settings that two replicas of one group can have differently: they go to each engine with its plan. All others are the group's or
 the fleet's: one plan is made, one budget kept and one clock run for all."""
 MAX_SHARE: Final = 0.5
+"""Of a group's replicas, before rounding."""
 
 
 class CanaryOrder(Record):

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from tests.benchmarks.results import kept, paper
+from tests.benchmarks.results import constants, kept, paper
 from tests.benchmarks.results.kept import KeptError
 from tests.benchmarks.results.page import PAGE, page
 
@@ -66,6 +66,17 @@ def print_paper() -> None:
     """Print docs/results/paper.md."""
     try:
         sys.stdout.write(paper.page())
+    except KeptError as error:
+        _fail(error)
+
+
+@app.command("constants")
+def print_constants(
+    folder: Annotated[Path, typer.Argument(help='Of a run of `make bench-policy ARGS="--only constants"`.')],
+) -> None:
+    """Print docs/results/constants.md: what each number of the planner is for, and what a run loses with it halved and doubled."""
+    try:
+        sys.stdout.write(constants.page(folder))
     except KeptError as error:
         _fail(error)
 
