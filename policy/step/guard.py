@@ -11,7 +11,7 @@ steps and corrects the expectation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -51,12 +51,12 @@ class _Watch:
     """One batch bucket: the test, the check and the hold."""
 
     bucket: int
-    mean: float = 0.0
-    variance: float = 1.0
-    score: float = 0.0
-    on_seconds: float = 0.0
-    on_tokens: float = 0.0
-    began_s: float = 0.0
+    mean: float = field(init=False)
+    variance: float = field(init=False)
+    score: float = field(init=False)
+    on_seconds: float = field(init=False)
+    on_tokens: float = field(init=False)
+    began_s: float = field(init=False)
     off_scale: float = 1.0
     last_scale: float = 1.0
     scale_ends_s: float = float("inf")
@@ -67,6 +67,9 @@ class _Watch:
     trips_in_a_row: int = 0
     released_s: float = float("-inf")
     doubted_s: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        self.begin()
 
     def begin(self) -> None:
         """Test anew, knowing nothing of the losses."""

@@ -60,14 +60,16 @@ TARGETS: Final = (
         "cluster/service/policy_service.py",
         (
             "tests/cluster/operator/test_operator.py",
+            "tests/cluster/operator/test_canary.py",
             "tests/cluster/service/test_exchange.py",
             "tests/cluster/service/test_fencing.py",
+            "tests/cluster/service/test_other_versions.py",
         ),
         only=("PolicyService.start", "PolicyService._take_up", "PolicyService._take_up_late", "PolicyService._decide"),
     ),
     Target(
         "cluster/storage/checkpoint.py",
-        ("tests/cluster/operator/test_operator.py",),
+        ("tests/cluster/operator/test_operator.py", "tests/cluster/storage/test_checkpoint.py"),
         only=(
             "Checkpoint.load",
             "Checkpoint.take_found",

@@ -274,6 +274,16 @@ async def test_a_restarted_policy_knows_what_the_fleet_had_learned() -> None:
         assert [cell.clean_steps for cell in service.status().groups[0].cells] == [cell.clean_steps for cell in before] != []
 
 
+async def test_a_restarted_policy_is_of_the_same_fleet_and_one_without_a_store_of_another() -> None:
+    store = MemoryStore()
+    fleets = []
+    for one in (store, store, MemoryStore()):
+        async with running_service(one) as service:
+            fleets.append(service.learned_file().about.fleet_id)
+    assert fleets[0] == fleets[1] != fleets[2]
+    assert fleets[0]
+
+
 async def test_what_was_learned_is_stored_at_most_every_ten_seconds() -> None:
     store = MemoryStore()
     async with running_service(store) as service:

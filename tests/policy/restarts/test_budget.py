@@ -18,6 +18,7 @@ from nightjar.policy.restarts.budget import (
     Probes,
     grant,
     max_leases,
+    outlives_any_lease,
     reloads_by_node,
     still_open,
 )
@@ -114,9 +115,21 @@ def test_one_reload_a_node_also_beside_other_groups_and_none_stands_in_anothers_
 
 def test_a_lease_lives_three_catch_ups_and_five_seconds_but_not_longer_than_allowed() -> None:
     (short,) = grant(BUDGET, 4, (), {}, [wish("a", catch_up_s=2.0)], 100.0)
-    assert short.ends_at_s == 111.0
+    assert (short.ends_at_s, short.lease.time_to_live_s) == (111.0, 10.0), "the last second is for its last step"
     (long,) = grant(BUDGET, 4, (), {}, [wish("a", catch_up_s=200.0)], 100.0)
     assert long.ends_at_s == 160.0
+
+
+@pytest.mark.parametrize(
+    ("reload_s", "max_ttl_s", "outlives"), [(55.0, 60.0, False), (55.1, 60.0, True), (3.5, 8.0, False), (4.1, 8.0, True)]
+)
+def test_a_reload_longer_than_a_lease_less_its_way_or_than_half_of_a_short_one_gets_none(
+    reload_s: float, max_ttl_s: float, outlives: bool
+) -> None:
+    budget = OperatorSettings(max_lease_ttl_s=max_ttl_s)
+    wished = RestartWish(wish_id=7, lag_tokens=1000, reload=True, reload_seconds=reload_s)
+    assert outlives_any_lease(wished, budget) is outlives
+    assert not outlives_any_lease(wished.model_copy(update={"reload": False}), budget), "no weights move"
 
 
 def test_inv_6_a_replica_is_told_a_shorter_time_than_is_counted_so_that_its_last_step_ends_within_that() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nightjar.policy.step.steering import allowed_ks, bound, hold
+from nightjar.policy.step.steering import allowed_ks, bound, hold, ks_by_batch
+from tests.policy.step.steering_settings import table
 
 KS = st.integers(0, 32)
 
@@ -39,3 +40,7 @@ def test_dwell_delays_rises_only(proposed: int, current: int, held_steps: int, d
         assert held == proposed
     else:
         assert held == current
+
+
+def test_a_table_names_a_k_for_each_batch_from_none_to_the_engines_most() -> None:
+    assert ks_by_batch(table((1, 2, 5), (3, 4, 1)), 4) == [5, 5, 5, 1, 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nightjar.policy.step.drafter import DrafterLife, MemoryOrder, Order
+from nightjar.policy.step.drafter import FIRST_HOLD_S, DrafterLife, MemoryOrder, Order
 from nightjar.policy.wire.report import DrafterState
 from nightjar.policy.wire.settings import Lease
 from tests.policy.step.test_drafter import RULES, catch_up, dormant, granted, offloaded, probing, run_active, told
@@ -285,6 +285,23 @@ def test_where_nobody_steers_the_drafter_runs_at_once_and_catches_up_beside() ->
     away = offloaded()
     assert away.runs_freely(3, 250, 0.0) == Order(0, 0)
     assert away.state is DrafterState.OFFLOADED
+
+
+def test_where_nobody_steers_a_catch_up_that_broke_off_is_tried_again_after_its_hold() -> None:
+    life = dormant(chunk_tokens=100)
+    life.runs_freely(3, 250, 0.0)
+    life.pass_failed("out of memory", 0.0)
+    assert life.runs_freely(3, 250, FIRST_HOLD_S - 0.1) == Order(3, 0)
+    assert life.runs_freely(3, 250, FIRST_HOLD_S) == Order(3, 100)
+
+
+def test_steps_in_flight_that_break_off_as_well_are_the_same_failure_and_one_after_the_hold_is_another() -> None:
+    life = DrafterLife(can_be_dormant=True)
+    life.pass_failed("out of memory", 0.0)
+    life.pass_failed("out of memory", FIRST_HOLD_S - 0.1)
+    assert [life.waits(0, now_s) for now_s in (FIRST_HOLD_S - 0.1, FIRST_HOLD_S)] == [True, False]
+    life.pass_failed("out of memory", FIRST_HOLD_S)
+    assert [life.waits(0, now_s) for now_s in (3 * FIRST_HOLD_S - 0.1, 3 * FIRST_HOLD_S)] == [True, False]
 
 
 def test_an_active_drafter_catches_up_late_rows_in_chunks() -> None:

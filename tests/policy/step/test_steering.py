@@ -128,11 +128,13 @@ def test_a_step_in_which_more_prompts_end_than_rows_decode_drafts_for_the_rows_t
 
 
 def test_a_burst_that_fills_the_batch_beyond_the_crossover_is_not_drafted_for_not_even_in_a_measurement() -> None:
-    for segments in ([], [segment(1, 3, first=1, last=4)]):
+    for segments in ([], [segment(1, 3, first=1, last=3)]):
         steering = make_steering()
-        steering.adopt(settings(table((1, 4, 5), (5, 16, 0), segments=segments)), 0.0)
-        assert run(steering, [(2, False)]) == [3 if segments else 5]
-        assert [steering.choose(2, True, 0.0, joining_rows=joining) for joining in (0, 8)] == [3 if segments else 5, 0]
+        steering.adopt(settings(table((1, 3, 5), (4, 16, 0), segments=segments)), 0.0)
+        planned = 3 if segments else 5
+        assert run(steering, [(2, False)]) == [planned]
+        chosen = [steering.choose(2, True, 0.0, joining_rows=joining) for joining in (0, 2, 8)]
+        assert chosen == [planned, planned, 0], "as many as decode are no burst"
 
 
 def test_a_step_with_prefill_takes_the_tables_k_as_any_other() -> None:
@@ -459,6 +461,7 @@ def test_a_step_before_prefill_says_that_its_k_is_the_one_for_that() -> None:
     steering.adopt(settings(table((1, 16, 3)).model_copy(update={"mixed_rows": table((1, 16, 1)).rows})), 0.0)
     assert steering.choose(2, has_prefill=True, now_s=0.0, prefill_follows=True) == 1
     assert in_words(steering.causes) == "the plan's K where the next step also computes prompt tokens"
+    assert steering.choose(2, has_prefill=True, now_s=0.0) == 3, "none follows where nobody says so"
 
 
 def test_an_engines_first_step_may_measure_off_also_with_prefill() -> None:
