@@ -78,10 +78,10 @@ def pytest_calls(shown: str) -> list[list[str]]:
 def targets_of_check(script: str) -> list[str]:
     """The make targets that `.ci/run` calls.
 
-    >>> targets_of_check("set -e\\nnice -n 5 make lint\\nUNTIL=$until make test\\n")
-    ['lint', 'test']
+    >>> targets_of_check("set -e\\nmake lint\\n150 make page\\n  UNTIL=$until make test\\n")
+    ['lint', 'page', 'test']
     """
-    return re.findall(r"^(?:\w+=\S+ |nice -n \d+ )*make ([\w-]+)", script, re.MULTILINE)
+    return re.findall(r"^ *(?:\w+=\S+ |\d+ )*make ([\w-]+)", script, re.MULTILINE)
 
 
 def calls_of(targets: Iterable[str]) -> list[list[str]]:
