@@ -51,8 +51,9 @@ def suite(tmp_path: Path) -> Path:
 
 def run(suite: Path, until_s: float, *modules: str, workers: int = 0) -> str:
     """What pytest prints of these modules, drawn in this order."""
-    options = ("-p", "no:randomly", "-p", "no:cacheprovider", "--import-mode=importlib", "-n", str(workers), "-v", "-rs")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | {END_UNTIL: f"{until_s}"}
+    options = ("-p", "xdist", "-p", "no:cacheprovider", "--import-mode=importlib", "-n", str(workers), "-v", "-rs")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {END_UNTIL: f"{until_s}", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = [sys.executable, "-m", "pytest", *options, *modules]
     return subprocess.run(command, cwd=suite, env=environment, capture_output=True, text=True, check=False).stdout
 
